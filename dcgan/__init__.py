@@ -1,0 +1,33 @@
+"""Deep convolutional GANs: networks, training and checkpoints (Radford et al., 2016)."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dcgan.models import Discriminator, Generator, from_pretrained, weights_init
+    from dcgan.trainer import Trainer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Discriminator": "dcgan.models",
+    "Generator": "dcgan.models",
+    "Trainer": "dcgan.trainer",
+    "from_pretrained": "dcgan.models",
+    "weights_init": "dcgan.models",
+}
+
+__all__ = ["Discriminator", "Generator", "Trainer", "from_pretrained", "weights_init"]
+
+
+def __getattr__(name: str) -> Any:
+    # Torch takes seconds to import: the command line answers --help and mistakes without it.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dcgan' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

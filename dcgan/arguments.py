@@ -1,0 +1,72 @@
+"""Arguments of the networks: what they may be and the shapes they lead to."""
+
+from collections.abc import Sequence
+from inspect import signature
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def sides(config: dict[str, Any]) -> tuple[int, int]:
+    """Return (height, width)."""
+    size = config["image_size"]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def pyramid(config: dict[str, Any]) -> tuple[list[tuple[int, int]], list[int]]:
+    """Return the resolutions from the image down and the width at each but the first."""
+    height, width = sides(config)
+    stages = config["stages"]
+    sizes = [(height, width)]
+    while height % 2 == width % 2 == 0 and (min(height, width) > 7 if stages is None else len(sizes) <= stages):
+        height, width = height // 2, width // 2
+        sizes.append((height, width))
+    done = len(sizes) - 1
+    if stages is None and done < 4 and min(height, width) > 7:
+        raise ValueError(
+            f"image_size must be a multiple of 16, or halve down to 7 or less, got {config['image_size']}, which "
+            f"halves {done} times; pass stages to stop there"
+        )
+    if done < (stages or 1):
+        raise ValueError(f"image_size must halve {stages or 1} times, got {config['image_size']}")
+    base, cap = config["base_channels"], config["max_channels"] or float("inf")
+    return sizes, [int(min(base * 2**stage, cap)) for stage in range(done)]
+
+
+def checked(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return a constructor's arguments as JSON-able values, each checked against its annotation."""
+    hints = get_type_hints(vars(cls)["__init__"])
+    config = {name: arguments[name] for name in signature(cls).parameters}
+    for name, value in config.items():
+        hint = hints[name]
+        if name == "image_size":
+            config[name] = _size(value)
+        elif get_origin(hint) is Literal:
+            if type(value) not in {type(choice) for choice in get_args(hint)} or value not in get_args(hint):
+                choices = ", ".join(map(repr, get_args(hint)))
+                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+        elif hint is bool:
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} must be True or False, got {value!r}")
+        elif hint is float:
+            if not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"{name} must be a number above 0, got {value!r}")
+        elif value is not None or NoneType not in get_args(hint):
+            config[name] = _count(name, value)
+    return config
+
+
+def _count(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def _size(value: object) -> int | list[int]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return _count("image_size", value)
+    if len(value) != 2:
+        raise ValueError(f"image_size must be one side or (height, width), got {value!r}")
+    height, width = (_count("image_size", side) for side in value)
+    return height if height == width else [height, width]

@@ -1,0 +1,66 @@
+"""Latents: the points a generator maps to images.
+
+Shapes: N batch, Z latent length.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Distribution = Literal["normal", "uniform"]
+
+# Latents are drawn in whole blocks, so that latent i of a seed is the same however many are asked for.
+_BLOCK = 256
+
+
+def seed_of(*words: int) -> int:
+    """Hash non-negative integers, such as `(seed, step)`, to one 64-bit seed for a `torch.Generator`.
+
+    Nearby words give unrelated seeds, and the low 32 bits, all that the CPU's generator keeps, are mixed as well as
+    the high ones.
+
+    Raises:
+        ValueError: If a word is negative.
+    """
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+
+
+def draw(
+    shape: tuple[int, ...],
+    distribution: Distribution,
+    rng: torch.Generator,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Draw latents from `rng`, on its device: N(0, 1) if "normal", U(-1, 1) if "uniform" (the paper, Section 4).
+
+    Raises:
+        ValueError: If `distribution` is neither.
+    """
+    if distribution == "normal":
+        return torch.randn(shape, generator=rng, device=rng.device, dtype=dtype)
+    if distribution == "uniform":
+        return torch.rand(shape, generator=rng, device=rng.device, dtype=dtype) * 2 - 1
+    raise ValueError(f"distribution must be 'normal' or 'uniform', got {distribution!r}")
+
+
+def indexed(n: int, latent_dim: int, *, seed: int, start: int = 0, distribution: Distribution = "normal") -> Tensor:
+    """Return latents number `start` to `start + n - 1` of a seed, `(n, latent_dim)`, on the CPU.
+
+    Latent i depends on the seed and i alone, whatever `start` and `n` it is asked for with.
+
+    Raises:
+        ValueError: If `n`, `start` or `seed` is negative.
+    """
+    for name, value in {"n": n, "start": start, "seed": seed}.items():
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+    first, last = start // _BLOCK, -(-(start + n) // _BLOCK)
+    blocks = [torch.empty(0, latent_dim)]  # so that n = 0 is a batch of none
+    for block in range(first, last):
+        rng = torch.Generator().manual_seed(seed_of(seed, block))
+        blocks.append(draw((_BLOCK, latent_dim), distribution, rng))
+    offset = start - first * _BLOCK
+    return torch.cat(blocks)[offset : offset + n]
