@@ -1,0 +1,81 @@
+"""Differentiable augmentation for small data sets (Zhao et al., 2020, https://arxiv.org/abs/2006.10738).
+
+Real and generated images are augmented alike wherever the discriminator looks at them, and the generator learns
+through the augmentation, so that its images do not show it. Shapes: N batch, K channels, H height, W width; images
+in [-1, 1]; every image of a batch draws its own change from `rng`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def color(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Shift brightness by up to ±0.5, scale saturation by 0 to 2 and contrast by 0.5 to 1.5."""
+    brightness, saturation, contrast = _uniform(images, rng, 3).unbind()
+    images = images + (brightness - 0.5)
+    grey = images.mean(dim=1, keepdim=True)
+    images = (images - grey) * (saturation * 2) + grey
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return (images - mean) * (contrast + 0.5) + mean
+
+
+def translation(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Move by up to an eighth of each side, filling with zeros."""
+    height, width = images.shape[2:]
+    reach_y, reach_x = round(height / 8), round(width / 8)
+    shift_y = _integers(images, rng, -reach_y, reach_y)
+    shift_x = _integers(images, rng, -reach_x, reach_x)
+    # One pixel of zeros all round: every index that falls outside is clamped into it.
+    padded = pad(images, (1, 1, 1, 1))
+    rows = (_positions(images, height) + shift_y + 1).clamp(0, height + 1)  # (N, H)
+    columns = (_positions(images, width) + shift_x + 1).clamp(0, width + 1)  # (N, W)
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    moved = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]  # (N, H, W, K)
+    return moved.permute(0, 3, 1, 2)
+
+
+def cutout(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Zero a rectangle of half the height and half the width, its centre anywhere in the image."""
+    height, width = images.shape[2:]
+    size_y, size_x = round(height / 2), round(width / 2)
+    top = _integers(images, rng, 0, height - size_y % 2) - size_y // 2
+    left = _integers(images, rng, 0, width - size_x % 2) - size_x // 2
+    rows, columns = _positions(images, height) - top, _positions(images, width) - left
+    inside_y, inside_x = (rows >= 0) & (rows < size_y), (columns >= 0) & (columns < size_x)
+    inside = inside_y[:, None, :, None] & inside_x[:, None, None, :]  # (N, 1, H, W)
+    return images * ~inside
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {"color": color, "translation": translation, "cutout": cutout}
+"""Every augmentation by name, in the order in which they are applied."""
+
+
+def augment(images: Tensor, names: Sequence[str], rng: torch.Generator) -> Tensor:
+    """Apply the named augmentations to images `(N, K, H, W)`; none leave them as they are.
+
+    Raises:
+        ValueError: If a name is not in `AUGMENTATIONS`.
+    """
+    if unknown := [name for name in names if name not in AUGMENTATIONS]:
+        raise ValueError(f"augmentations must be among {list(AUGMENTATIONS)}, got {unknown[0]!r}")
+    for name, function in AUGMENTATIONS.items():
+        if name in names:
+            images = function(images, rng)
+    return images
+
+
+def _uniform(images: Tensor, rng: torch.Generator, count: int) -> Tensor:
+    return torch.rand(count, len(images), 1, 1, 1, generator=rng, device=images.device, dtype=images.dtype)
+
+
+def _integers(images: Tensor, rng: torch.Generator, low: int, high: int) -> Tensor:
+    return torch.randint(low, high + 1, (len(images), 1), generator=rng, device=images.device)
+
+
+def _positions(images: Tensor, side: int) -> Tensor:
+    return torch.arange(side, device=images.device)[None]

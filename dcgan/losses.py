@@ -1,0 +1,113 @@
+"""GAN losses as pure functions of logits, and the penalties that go with them.
+
+Logits of any shape, one per image; probabilities are never formed, so no loss saturates to infinity. Every loss is
+computed in float32 or better, whatever the precision of the logits.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+
+class Loss(NamedTuple):
+    """A pair of losses, both to be minimised."""
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    """Of the logits of real and of generated images."""
+    generator: Callable[[Tensor], Tensor]
+    """Of the logits of generated images."""
+    score: Callable[[Tensor], Tensor]
+    """Logits to the figure that is logged: D(x) in [0, 1] where the loss has one, else the logit itself."""
+
+
+def _full(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def cross_entropy_discriminator(real: Tensor, fake: Tensor, *, real_target: float = 1.0) -> Tensor:
+    """-log D(x) - log(1 - D(G(z))) (Goodfellow et al., 2014, Algorithm 1).
+
+    `real_target` below 1 is one-sided label smoothing (Salimans et al., 2016, Section 3.4).
+    """
+    real, fake = _full(real), _full(fake)
+    on_real = real_target * softplus(-real) + (1 - real_target) * softplus(real)
+    return on_real.mean() + softplus(fake).mean()
+
+
+def non_saturating_generator(fake: Tensor) -> Tensor:
+    """-log D(G(z)) (Goodfellow et al., 2014, Section 3)."""
+    return softplus(-_full(fake)).mean()
+
+
+def minimax_generator(fake: Tensor) -> Tensor:
+    """log(1 - D(G(z))) (Goodfellow et al., 2014, Equation 1): no gradient where D is sure of itself."""
+    return -softplus(_full(fake)).mean()
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """max(0, 1 - D(x)) + max(0, 1 + D(G(z))) (Lim and Ye, 2017)."""
+    return (1 - _full(real)).relu().mean() + (1 + _full(fake)).relu().mean()
+
+
+def least_squares_discriminator(real: Tensor, fake: Tensor, *, real_target: float = 1.0) -> Tensor:
+    """((D(x) - b)² + D(G(z))²) / 2 with b = `real_target` (Mao et al., 2017, Equation 9)."""
+    return ((_full(real) - real_target).square().mean() + _full(fake).square().mean()) / 2
+
+
+def least_squares_generator(fake: Tensor) -> Tensor:
+    """(D(G(z)) - 1)² / 2 (Mao et al., 2017, Equation 9)."""
+    return (_full(fake) - 1).square().mean() / 2
+
+
+def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """D(G(z)) - D(x) (Arjovsky et al., 2017, Equation 3); wants a penalty beside it."""
+    return _full(fake).mean() - _full(real).mean()
+
+
+def linear_generator(fake: Tensor) -> Tensor:
+    """-D(G(z)), the generator's side of the Wasserstein and of the hinge loss."""
+    return -_full(fake).mean()
+
+
+def _probability(logits: Tensor) -> Tensor:
+    return _full(logits).sigmoid()
+
+
+LOSSES: dict[str, Loss] = {
+    "non-saturating": Loss(cross_entropy_discriminator, non_saturating_generator, _probability),
+    "minimax": Loss(cross_entropy_discriminator, minimax_generator, _probability),
+    "hinge": Loss(hinge_discriminator, linear_generator, _full),
+    "least-squares": Loss(least_squares_discriminator, least_squares_generator, _full),
+    "wasserstein": Loss(wasserstein_discriminator, linear_generator, _full),
+}
+"""Every loss by name."""
+
+
+def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, epsilon: Tensor) -> Tensor:
+    """(‖∇D(x̂)‖ - 1)² at x̂ = εx + (1 - ε)G(z) (Gulrajani et al., 2017, Equation 3), averaged over the batch.
+
+    Args:
+        discriminator: Images to logits.
+        real: Images `(N, K, H, W)`.
+        fake: Images of the same shape.
+        epsilon: ε in [0, 1], one for each pair: `(N, 1, 1, 1)`.
+    """
+    between = (epsilon * real + (1 - epsilon) * fake).detach()
+    norms: Tensor = torch.linalg.vector_norm(_input_gradient(discriminator, between), dim=1)  # (N,)
+    return (norms - 1.0).square().mean()
+
+
+def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
+    """‖∇D(x)‖² / 2 (Mescheder et al., 2018, Equation 9 at γ = 1), averaged over the batch `(N, K, H, W)`."""
+    return _input_gradient(discriminator, real.detach()).square().sum(dim=1).mean() / 2
+
+
+def _input_gradient(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    images = images.requires_grad_()
+    # The sum's gradient is each image's own, as long as the images do not meet in a BatchNorm.
+    gradient: Tensor
+    (gradient,) = torch.autograd.grad(_full(discriminator(images)).sum(), images, create_graph=True)
+    return gradient.flatten(1)

@@ -1,0 +1,337 @@
+"""The training algorithm of GANs as one embeddable step.
+
+Shapes: N batch, Z latent length, K channels, H×W image size.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from dcgan.augment import AUGMENTATIONS, augment
+from dcgan.latent import Distribution, draw, seed_of
+from dcgan.losses import (
+    LOSSES,
+    cross_entropy_discriminator,
+    gradient_penalty,
+    least_squares_discriminator,
+    r1_penalty,
+)
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Schedule = Literal["together", "alternate"]
+
+G = TypeVar("G", bound=nn.Module)
+D = TypeVar("D", bound=nn.Module)
+
+_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What may turn non-finite, in the order in which it is blamed: each explains the ones after it.
+_SUSPECTS = ("real images", "generator", "discriminator")
+
+
+class Trainer(Generic[G, D]):
+    """Alternate updates of a discriminator and a generator (Goodfellow et al., 2014, Algorithm 1).
+
+    `step` is the whole algorithm. It knows no loader, logger or file, so any loop or framework can drive it, and it is
+    a function of the trainer's state and the batch: its randomness comes from `(seed, steps)`, so that a resumed run
+    repeats the unbroken one bit for bit on the same machine.
+
+    The networks are any two modules, on one device: latents to images, and images to one logit each (not
+    probabilities). They are trained in place, in channels-last memory format.
+
+    Args:
+        generator: Maps latents to images.
+        discriminator: Maps images to logits of any shape, one an image.
+        loss: "non-saturating", "minimax", "hinge", "least-squares" or "wasserstein".
+        lr: Learning rate of both Adams.
+        betas: Their decay rates.
+        weight_decay: L2 added to the gradients of all parameters, as in the authors' code.
+        g_optimizer: Optimiser of the generator's parameters, instead of Adam.
+        d_optimizer: Optimiser of the discriminator's parameters, instead of Adam.
+        d_steps: Updates of the discriminator for each of the generator.
+        schedule: "together" trains the discriminator on every batch and the generator after every `d_steps`-th;
+            "alternate" gives one batch to the generator, then `d_steps` to the discriminator (the authors' way).
+        label_smoothing: How far below 1 the discriminator's target for real images lies.
+        gradient_penalty: Weight of the gradient penalty; 10 is usual with the Wasserstein loss.
+        r1: Weight γ of the R1 penalty.
+        augmentations: Names of differentiable augmentations: "color", "translation", "cutout".
+        ema_decay: Decay of the generator's moving average, `ema`, reached gradually; None keeps no average.
+        precision: "bf16" and "fp16" compute under autocast; weights, losses and averages stay as they are.
+        latent_dim: Length of a latent, or its shape without N, for a generator without `config["latent_dim"]`.
+        latent: Distribution of the latents, for a generator without `config["latent"]`; otherwise N(0, 1).
+        seed: Seed of all randomness in `step`.
+
+    Raises:
+        TypeError: If `latent_dim` is needed.
+        ValueError: If an argument is out of range, or the networks lie on different devices.
+    """
+
+    def __init__(
+        self,
+        generator: G,
+        discriminator: D,
+        *,
+        loss: str = "non-saturating",
+        lr: float = 2e-4,
+        betas: tuple[float, float] = (0.5, 0.999),
+        weight_decay: float = 0.0,
+        g_optimizer: Optimizer | None = None,
+        d_optimizer: Optimizer | None = None,
+        d_steps: int = 1,
+        schedule: Schedule = "together",
+        label_smoothing: float = 0.0,
+        gradient_penalty: float = 0.0,
+        r1: float = 0.0,
+        augmentations: Iterable[str] = (),
+        ema_decay: float | None = 0.999,
+        precision: Precision = "fp32",
+        latent_dim: int | tuple[int, ...] | None = None,
+        latent: Distribution | None = None,
+        seed: int = 0,
+    ):
+        config = getattr(generator, "config", {})
+        latent_dim = config.get("latent_dim") if latent_dim is None else latent_dim
+        if latent_dim is None:
+            raise TypeError("latent_dim is needed for a generator without config['latent_dim']")
+        self._latent_shape = (latent_dim,) if isinstance(latent_dim, int) else tuple(latent_dim)
+        self._latent: Distribution = latent or config.get("latent", "normal")
+        self._unit_range = config.get("output") == "sigmoid"
+        self.device = _device_of(generator, discriminator)
+
+        self.loss = _lookup("loss", loss, LOSSES)
+        self._autocast = _lookup("precision", precision, _AUTOCAST)
+        self._schedule = _lookup("schedule", schedule, {name: name for name in ("together", "alternate")})
+        self._augmentations = [name for name in augmentations if _lookup("augmentations", name, AUGMENTATIONS)]
+        weights = {"label_smoothing": label_smoothing, "gradient_penalty": gradient_penalty, "r1": r1}
+        for name, value in {**weights, "weight_decay": weight_decay, "seed": seed}.items():
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        if d_steps < 1:
+            raise ValueError(f"d_steps must be at least 1, got {d_steps}")
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1) or None, got {ema_decay}")
+        if label_smoothing and loss not in _SMOOTHABLE:
+            raise ValueError(f"label_smoothing needs a loss with targets ({', '.join(_SMOOTHABLE)}), got {loss!r}")
+        self._d_steps, self._ema_decay, self.seed, self.steps = d_steps, ema_decay, seed, 0
+        self._gradient_penalty, self._r1, self._label_smoothing = gradient_penalty, r1, label_smoothing
+
+        for network in (generator, discriminator):
+            network.train().to(memory_format=torch.channels_last)
+        self.generator, self.discriminator = generator, discriminator
+        self.ema = None if ema_decay is None else copy.deepcopy(generator).eval().requires_grad_(requires_grad=False)
+        adam: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "fused": True}
+        self.g_optimizer = g_optimizer or Adam(generator.parameters(), **adam)
+        self.d_optimizer = d_optimizer or Adam(discriminator.parameters(), **adam)
+        # Each network has its own scale: an overflow of one must not hold back the other.
+        scaled = precision == "fp16"
+        self.g_scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self.d_scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self._rng = torch.Generator(self.device)
+        self._first_bad = torch.full((len(_SUSPECTS),), -1, device=self.device)
+
+    def step(self, real: Tensor) -> dict[str, Tensor]:
+        """Update the networks whose turn it is on one batch.
+
+        Args:
+            real: Images `(N, K, H, W)`, floating-point in the generator's output range, or uint8.
+
+        Returns:
+            Detached scalars, left on the device: `d_loss`, `d_real` and `d_fake` (the mean D(x) and D(G(z)), in
+            [0, 1] where the loss has probabilities) where the discriminator was trained, `g_loss` where the
+            generator was.
+        """
+        real = self._prepare(real)
+        self._rng.manual_seed(seed_of(self.seed, self.steps))
+        train_d, train_g = self._turns()
+        metrics: dict[str, Tensor] = {}
+
+        with torch.set_grad_enabled(mode=train_g), self._mixed():
+            fake = self.generator(self._draw(len(real)))  # (N, K, H, W)
+        if train_d:
+            metrics |= self._update_discriminator(real, fake.detach())
+        if train_g:
+            metrics |= self._update_generator(fake)
+            self._update_ema()
+
+        self._watch(real, fake, metrics)
+        self.steps += 1
+        return {name: value.detach() for name, value in metrics.items()}
+
+    def fit(self, batches: Iterable[Tensor], steps: int) -> Iterator[dict[str, Tensor]]:
+        """Yield each step's metrics until `steps` are done in total; logging and saving are your loop's body.
+
+        After a resumption, `batches` has to go on where the unbroken run would have.
+
+        Raises:
+            FloatingPointError: As `check`, which is called every hundred steps.
+        """
+        for real in islice(batches, max(0, steps - self.steps)):
+            yield self.step(real)
+            if self.steps % 100 == 0:
+                self.check()
+
+    def check(self) -> None:
+        """Look whether training is still finite; waits for the device.
+
+        Every step takes note, on the device, of a loss or an image that is not; this reads the note, and the weights.
+
+        Raises:
+            FloatingPointError: If not, naming the first step and the network, or the real images, that went wrong.
+        """
+        bad = self._first_bad.tolist()
+        if steps := [step for step in bad if step >= 0]:
+            culprit = _SUSPECTS[bad.index(min(steps))]
+            raise FloatingPointError(f"step {min(steps)}: the {culprit} turned non-finite (NaN or infinity)")
+        for name in ("generator", "discriminator"):
+            finite = [parameter.isfinite().all() for parameter in getattr(self, name).parameters()]
+            if not torch.stack(finite).all():
+                raise FloatingPointError(f"step {self.steps - 1}: the {name}'s weights turned non-finite")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next `step` depends on, as tensors and plain values, loadable weights-only."""
+        return {
+            "steps": self.steps,
+            "seed": self.seed,
+            **{k: v.state_dict() for k, v in self._stateful().items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken, by a trainer with the same arguments.
+
+        Raises:
+            ValueError: If the state has other parts than this trainer, or one of them does not fit.
+        """
+        parts = self._stateful()
+        if state.keys() != parts.keys() | {"steps", "seed"}:
+            odd = sorted(state.keys() ^ (parts.keys() | {"steps", "seed"}))
+            raise ValueError(f"the state is not of a trainer like this one: {', '.join(odd)} on one side only")
+        for name, part in parts.items():
+            try:
+                part.load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise ValueError(f"the state does not fit the {name}: {error}") from error
+        self.steps, self.seed = state["steps"], state["seed"]
+
+    def _stateful(self) -> dict[str, Any]:
+        names = ["generator", "discriminator", "g_optimizer", "d_optimizer"]
+        names += ["ema"] if self.ema is not None else []
+        names += ["g_scaler", "d_scaler"] if self.g_scaler.is_enabled() else []
+        return {name: getattr(self, name) for name in names}
+
+    def _turns(self) -> tuple[bool, bool]:
+        """Say whether this step trains the discriminator and whether it trains the generator."""
+        if self._schedule == "alternate":
+            generators_turn = self.steps % (self._d_steps + 1) == 0
+            return not generators_turn, generators_turn
+        return True, (self.steps + 1) % self._d_steps == 0
+
+    def _update_discriminator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        with self._mixed():
+            # Real and fake pass apart: one BatchNorm batch would tell the discriminator which is which.
+            d_real, d_fake = self._judge(real), self._judge(fake)  # (N,), (N,)
+        smoothing = {"real_target": 1 - self._label_smoothing} if self._label_smoothing else {}
+        d_loss = self.loss.discriminator(d_real, d_fake, **smoothing)
+        # Penalties differentiate twice, which half precision does not survive.
+        if self._gradient_penalty:
+            epsilon = torch.rand(len(real), 1, 1, 1, generator=self._rng, device=self.device, dtype=real.dtype)
+            penalty = gradient_penalty(self._judge, real, fake.to(real.dtype), epsilon)
+            d_loss = d_loss + self._gradient_penalty * penalty
+        if self._r1:
+            d_loss = d_loss + self._r1 * r1_penalty(self._judge, real)
+        _descend(self.d_optimizer, self.d_scaler, d_loss)
+        score = self.loss.score
+        return {"d_loss": d_loss, "d_real": score(d_real).mean(), "d_fake": score(d_fake).mean()}
+
+    def _update_generator(self, fake: Tensor) -> dict[str, Tensor]:
+        # The discriminator is fixed here: gradients of its weights would be computed only to be thrown away.
+        with frozen(self.discriminator):
+            with self._mixed():
+                d_fake = self._judge(fake)  # (N,)
+            g_loss = self.loss.generator(d_fake)
+            _descend(self.g_optimizer, self.g_scaler, g_loss)
+        return {"g_loss": g_loss}
+
+    def _judge(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.discriminator(augment(images, self._augmentations, self._rng))
+        return logits.flatten()  # (N,)
+
+    @torch.no_grad()
+    def _update_ema(self) -> None:
+        if self.ema is None or self._ema_decay is None:
+            return
+        # A young average follows the young generator, whose first weights say nothing.
+        decay = min(self._ema_decay, (1 + self.steps) / (10 + self.steps))
+        for average, value in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
+            average.lerp_(value, 1 - decay)
+        for kept, buffer in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    @torch.no_grad()
+    def _watch(self, real: Tensor, fake: Tensor, metrics: dict[str, Tensor]) -> None:
+        losses = [metrics[name] for name in ("d_loss", "g_loss") if name in metrics]
+        finite = torch.stack([tensor.isfinite().all() for tensor in (real, fake, torch.stack(losses))])
+        self._first_bad = torch.where((self._first_bad < 0) & ~finite, self.steps, self._first_bad)
+
+    def _prepare(self, real: Tensor) -> Tensor:
+        real = real.to(self.device, non_blocking=True)
+        if real.dtype == torch.uint8:
+            real = real / 255 if self._unit_range else real / 127.5 - 1
+        if real.dim() != 4 or not real.is_floating_point():
+            raise ValueError(
+                f"real must be images (N, K, H, W), floating-point or uint8, got {tuple(real.shape)} of {real.dtype}"
+            )
+        like = next(self.generator.parameters())
+        return real.to(dtype=like.dtype, memory_format=torch.channels_last)
+
+    def _draw(self, n: int) -> Tensor:
+        like = next(self.generator.parameters())
+        return draw((n, *self._latent_shape), self._latent, self._rng, dtype=like.dtype)
+
+    def _mixed(self) -> torch.autocast:
+        enabled = self._autocast != torch.float32
+        return torch.autocast(self.device.type, self._autocast if enabled else None, enabled=enabled)
+
+
+_SMOOTHABLE = [
+    name
+    for name, loss in LOSSES.items()
+    if loss.discriminator in (cross_entropy_discriminator, least_squares_discriminator)
+]
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Take a network's parameters out of the gradient for a while; each is then as it was."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad = True
+
+
+def _descend(optimizer: Optimizer, scaler: torch.amp.GradScaler, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward without types
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def _lookup(name: str, value: str, choices: dict[str, Any]) -> Any:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return choices[value]
+
+
+def _device_of(*networks: nn.Module) -> torch.device:
+    devices = {parameter.device for network in networks for parameter in network.parameters()}
+    if len(devices) != 1:
+        raise ValueError(f"the networks must lie on one device, got {sorted(map(str, devices))}")
+    return devices.pop()
