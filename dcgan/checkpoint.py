@@ -1,0 +1,54 @@
+"""Training state on disk: `step-000500.pt` files, each whole or not there, loadable weights-only."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcgan.files import replacing
+
+_NAME = re.compile(r"step-(\d+)\.pt")
+
+
+def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2) -> Path:
+    """Write a state and remove all but the `keep` newest; return its path.
+
+    Args:
+        folder: Made if it is missing.
+        state: Tensors, numbers and strings in dictionaries and lists.
+        step: Number the file is named by.
+        keep: How many states stay, at least 1.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:06d}.pt"
+    with replacing(path) as file:
+        torch.save(state, file)
+    for old in saved(folder)[: -max(keep, 1)]:
+        old.unlink()
+    for leftover in folder.glob(".*.tmp"):  # of processes that were killed
+        leftover.unlink()
+    return path
+
+
+def saved(folder: Path) -> list[Path]:
+    """Return the states in a folder, by step."""
+    steps = {path: int(match[1]) for path in folder.glob("step-*.pt") if (match := _NAME.fullmatch(path.name))}
+    return sorted(steps, key=steps.__getitem__)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a state onto the CPU; nothing in the file is executed.
+
+    Raises:
+        ValueError: If the file is truncated or holds anything but plain state.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... on broken files
+        raise ValueError(f"{path} is not a whole training state: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} must hold a dictionary, got {type(state).__name__}")  # noqa: TRY004
+    return state

@@ -1,0 +1,298 @@
+"""The command line: `dcgan train`, `dcgan generate`, `dcgan bench`.
+
+Commands import what they need when they run, so that help and mistakes are answered without torch.
+
+Exit codes: 0 done; 1 the run failed; 2 a mistake in what was asked for; 128 + N stopped by signal N.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
+from cyclopts.config import Yaml
+from rich.console import Console
+
+import dcgan
+from dcgan.recipe import Precision, Recipe
+from dcgan.terminal import RunError, UsageError, failures, mistakes, progress_bar, say, signals
+
+if TYPE_CHECKING:
+    from dcgan.run import Run
+
+_FLAG = Parameter(negative=())
+
+
+def _recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Let a recipe file, or the recipe of a run to resume, give what the command line does not."""
+    given = {argument.name: argument.tokens[-1].value for argument in arguments if argument.tokens}
+    if "--resume" in given and "--config" in given:
+        raise UsageError("--resume brings its own recipe: leave --config out")
+    if "--resume" in given:
+        path = Path(given["--resume"], "recipe.yaml")
+        if not path.is_file():
+            raise UsageError(f"{given['--resume']} is not the folder of a run: it has no recipe.yaml")
+    elif "--config" in given:
+        path = Path(given["--config"])
+        if not path.is_file():
+            raise UsageError(f"there is no recipe file {path}")
+    else:
+        return
+    Yaml(path, use_commands_as_keys=False)(app, commands, arguments)
+
+
+_DEFAULTS = Recipe()
+
+app = App(
+    name="dcgan",
+    help="Deep convolutional GANs: train them, and generate images with them.",
+    version=dcgan.__version__,
+    error_console=Console(stderr=True),
+)
+
+
+@app.command(config=_recipe_file)
+def train(
+    *,
+    out: Path | None = None,
+    resume: Path | None = None,
+    config: Path | None = None,  # noqa: ARG001 - read by _recipe_file
+    print_recipe: Annotated[bool, _FLAG] = False,
+    dry_run: Annotated[bool, _FLAG] = False,
+    recipe: Annotated[Recipe, Parameter(name="*")] = _DEFAULTS,
+) -> int:
+    """Train a DCGAN; without any option, on handwritten digits that need no download.
+
+    Ctrl-C, or SIGTERM, finishes the step, saves, and says how to go on.
+
+    Args:
+        out: New folder of the run; by default runs/DATA.
+        resume: Folder of a run to go on with, exactly as if it had not been interrupted.
+        config: YAML file of options, which those on the command line override.
+        print_recipe: Print all options as they would be used, in the form that --config reads, and stop.
+        dry_run: Do all that a run does, for a single step, in a temporary folder.
+        recipe: The options of the run.
+    """
+    with mistakes():
+        if print_recipe:
+            say(recipe.resolved().to_yaml().rstrip())
+            return 0
+        if resume is not None and out is not None:
+            raise UsageError("a resumed run stays where it is: leave --out out")
+    if dry_run:
+        return _dry_run(recipe)
+    from dcgan.run import Run
+
+    began = time.perf_counter()
+    with mistakes(), progress_bar("decoding", "img") as progress:
+        run = (
+            Run.start(recipe, out, progress=progress)
+            if resume is None
+            else Run.resume(resume, recipe, progress=progress)
+        )
+    folder = quote(str(run.folder))
+    _describe(run)
+    if run.trainer.steps >= run.steps:
+        raise UsageError(
+            f"{run.folder} has all its {run.steps} steps; for more: dcgan train --resume {folder} --steps N"
+        )
+    stopped_by = _train(run)
+    if stopped_by:
+        say(f"\nstopped at step {run.trainer.steps} of {run.steps}, and saved; to go on:")
+        say(f"  dcgan train --resume {folder}")
+        return 128 + stopped_by
+    minutes, seconds = divmod(round(time.perf_counter() - began), 60)
+    say(f"\ntrained {run.trainer.steps} steps in {minutes}:{seconds:02d}")
+    say(f"  pictures   {run.folder}/samples.gif, {run.folder}/samples/")
+    say(f"  networks   {run.folder}/  (Generator.from_pretrained({str(run.folder)!r}))")
+    say("next:")
+    say(f"  dcgan generate {folder} -n 64 --out samples")
+    say(f"  dcgan train --resume {folder} --steps {2 * run.steps}")
+    return 0
+
+
+@app.command
+def generate(
+    model: str,
+    *,
+    number: Annotated[int, Parameter(name=["--number", "-n"])] = 64,
+    out: Path = Path("samples"),
+    seed: int = 0,
+    start: int = 0,
+    grid: Annotated[bool, _FLAG] = False,
+    force: Annotated[bool, _FLAG] = False,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> int:
+    """Generate images as PNG files. Image I of a seed is the same however many are asked for.
+
+    Args:
+        model: Folder of a run or of a saved generator, or Hub repository.
+        number: Number of images.
+        out: Folder for them, 000000.png and so on.
+        seed: Seed of the latents.
+        start: Index of the first image within the seed.
+        grid: Write one picture of all, grid.png, instead.
+        force: Replace files that are there.
+        batch_size: Images computed at once.
+        device: Such as cpu, cuda or mps; auto takes the best there is.
+    """
+    with mistakes():
+        for name, value, least in (
+            ("-n", number, 1),
+            ("--batch-size", batch_size, 1),
+            ("--seed", seed, 0),
+            ("--start", start, 0),
+        ):
+            if value < least:
+                raise UsageError(f"{name} must be at least {least}, got {value}")
+        from dcgan.build import device_named
+        from dcgan.generate import clashes, write_grid, write_images
+        from dcgan.models import Generator
+
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"--out must be a folder, and {out} is a file")
+        picture = out / "grid.png"
+        there = [path for path in [picture] if path.exists()] if grid else clashes(out, number, start=start)
+        if there and not force:
+            raise UsageError(f"{there[0]} exists (and {len(there) - 1} more of these files); --force replaces them")
+        generator = Generator.from_pretrained(model, device=device_named(device))
+    with failures():
+        if grid:
+            write_grid(generator, picture, number, seed=seed, start=start)
+        else:
+            with progress_bar("generating", "img") as progress:
+                for done in write_images(generator, out, number, seed=seed, start=start, batch_size=batch_size):
+                    progress(done, number)
+    say(f"{number} images in {picture if grid else out}")
+    return 0
+
+
+@app.command
+def bench(
+    *,
+    image_size: int = 64,
+    channels: int = 3,
+    base_channels: int = 64,
+    batch_size: int = 128,
+    repeats: int = 5,
+    precision: Precision = "fp32",
+    device: str = "auto",
+    as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> int:
+    """Time a training step and sampling on this machine, beside the loop of the public tutorial, in turn.
+
+    Args:
+        image_size: Side of the images in pixels.
+        channels: Image channels.
+        base_channels: Width of both networks next to the image.
+        batch_size: Images a batch.
+        repeats: Rounds; the medians are reported.
+        precision: Arithmetic of our step: fp32, bf16 or fp16. The tutorial's is fp32, as published.
+        device: Such as cpu, cuda or mps; auto takes the best there is.
+        as_json: Print JSON.
+    """
+    from dcgan.benchmark import benchmark, table
+
+    with mistakes():
+        from dcgan.build import device_named
+
+        report = benchmark(
+            image_size=image_size,
+            channels=channels,
+            base_channels=base_channels,
+            batch_size=batch_size,
+            repeats=repeats,
+            precision=precision,
+            device=device_named(device),
+        )
+    say(json.dumps(report, indent=2) if as_json else table(report))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        code: int = app(arguments, exit_on_error=False, result_action="return_value") or 0
+    except CycloptsError:
+        return 2  # already said
+    except UsageError as error:
+        say(f"dcgan: {error}", error=True)
+        return 2
+    except RunError as error:
+        say(f"dcgan: {error}", error=True)
+        return 1
+    except KeyboardInterrupt:
+        say("dcgan: interrupted", error=True)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return code
+
+
+def _train(run: "Run") -> int:
+    """Train to the end or to a signal, whose number is returned."""
+    from tqdm import tqdm
+
+    with (
+        failures(),
+        signals() as received,
+        tqdm(total=run.steps, initial=run.trainer.steps, unit="step", disable=None, dynamic_ncols=True) as bar,
+    ):
+        said = time.perf_counter()
+        for record in run.train():
+            bar.update()
+            if record is not None:
+                bar.set_postfix_str(_summary(record))
+                if bar.disable and time.perf_counter() - said > 10:  # a log file gets a line now and then
+                    said = time.perf_counter()
+                    say(f"step {run.trainer.steps} of {run.steps}: {_summary(record)}")
+            if received and run.trainer.steps < run.steps:
+                run.save()
+                return received[0]
+    return 0
+
+
+def _summary(record: dict[str, float]) -> str:
+    names = {"d_loss": "D", "g_loss": "G", "d_real": "D(x)", "d_fake": "D(G(z))"}
+    figures = [f"{label} {record[name]:.3f}" for name, label in names.items() if name in record]
+    return "  ".join([*figures, f"{record['images_per_second']:.0f} img/s"])
+
+
+def _describe(run: "Run") -> None:
+    images, recipe = run.images, run.recipe
+    where = ""
+    if images.path is not None:
+        where = f", packed in {images.path} ({images.path.stat().st_size / 2**20:.1f} MiB)"
+    height, width = images.image_size
+    say(f"data      {images.name}: {len(images):,} images {height}x{width}x{images.channels}{where}")
+    if images.skipped:
+        say(f"          {len(images.skipped)} files left out, such as {images.skipped[0][0]}: {images.skipped[0][1]}")
+    sizes = [sum(p.numel() for p in n.parameters()) for n in (run.trainer.generator, run.trainer.discriminator)]
+    say(f"networks  {recipe.architecture}: generator {sizes[0]:,} parameters, discriminator {sizes[1]:,}")
+    steps = f"step {run.trainer.steps} to {run.steps}, {recipe.batch_size} images each"
+    say(f"run       {run.folder}: {steps}, on {run.trainer.device}")
+
+
+def _dry_run(recipe: Recipe) -> int:
+
+    from dcgan.run import Run
+
+    with tempfile.TemporaryDirectory() as folder, mistakes():
+        with progress_bar("decoding", "img") as progress:
+            run = Run.start(
+                recipe.replace(steps=1, epochs=None, generator=recipe.generator),
+                Path(folder),
+                progress=progress,
+            )
+        _describe(run)
+        with failures():
+            for _ in run.train():
+                pass
+    say("dry run: trained, sampled and saved one step; nothing was kept")
+    return 0

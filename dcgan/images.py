@@ -1,0 +1,81 @@
+"""Tensors to pictures.
+
+Shapes: N batch, K channels (1 grey, 3 colour, 4 colour and alpha), H height, W width.
+"""
+
+from collections.abc import Sequence
+from math import ceil, sqrt
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dcgan.files import replacing
+
+
+def to_uint8(images: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    """Scale images of any shape from `value_range` to uint8, rounding; what lies outside is clipped."""
+    low, high = value_range
+    return ((images.float() - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid(images: Tensor, *, columns: int | None = None, gap: int = 2) -> Tensor:
+    """Lay uint8 images `(N, K, H, W)` out in rows, `gap` black pixels apart: one image `(K, H', W')`.
+
+    By default the grid is as square as can be.
+
+    Raises:
+        ValueError: If there is no image, or `columns` is below 1.
+    """
+    if not len(images):
+        raise ValueError("a grid needs at least one image")
+    columns = ceil(sqrt(len(images))) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, got {columns}")
+    columns = min(columns, len(images))
+    padded = pad(images, (0, gap, 0, gap, 0, 0, 0, -len(images) % columns))
+    joined = rearrange(padded, "(rows columns) k h w -> k (rows h) (columns w)", columns=columns)
+    return pad(joined, (gap, 0, gap, 0))
+
+
+def save_png(path: Path, image: Tensor) -> None:
+    """Write a uint8 image `(K, H, W)`, whole or not at all.
+
+    Raises:
+        ValueError: If it has another shape or type.
+    """
+    from PIL import Image
+
+    if image.dtype != torch.uint8 or image.dim() != 3 or len(image) not in (1, 3, 4):
+        raise ValueError(f"image must be uint8 (1, 3 or 4, H, W), got {tuple(image.shape)} of {image.dtype}")
+    pixels = rearrange(image, "k h w -> h w k").cpu().contiguous().numpy()
+    picture = Image.fromarray(pixels[:, :, 0] if len(image) == 1 else pixels)
+    with replacing(path) as file:
+        picture.save(file, "PNG")
+
+
+def save_gif(path: Path, frames: Sequence[Path], *, seconds: float = 0.2, last: float = 2.0) -> None:
+    """Write an endless animation of picture files, whole or not at all; the last one stays longer.
+
+    Args:
+        path: Where to.
+        frames: Pictures of one size, at least one.
+        seconds: How long each is shown.
+        last: How long the last one is.
+    """
+    from PIL import Image
+
+    pictures = [Image.open(frame).convert("RGB") for frame in frames]
+    milliseconds = [round(seconds * 1000)] * (len(pictures) - 1) + [round(last * 1000)]
+    with replacing(path) as file:
+        pictures[0].save(
+            file,
+            "GIF",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=milliseconds,
+            loop=0,
+            optimize=False,
+        )

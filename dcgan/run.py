@@ -1,0 +1,292 @@
+"""A training run in a folder: data, networks, trainer, log, samples, checkpoints.
+
+The folder is laid out as a Hub repository, so that everything that loads networks takes it as it is:
+
+    config.json  model.safetensors  README.md    the averaged generator and its card
+    discriminator/                               the discriminator's two files
+    recipe.yaml  metrics.jsonl
+    samples/step-000500.png  samples.gif
+    state/step-000500.pt                         what `Run.resume` needs
+"""
+
+import copy
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from dcgan import build, checkpoint, data, images
+from dcgan.files import replacing
+from dcgan.generate import sampled
+from dcgan.latent import indexed
+from dcgan.models import Discriminator, Generator, from_pretrained
+from dcgan.recipe import Recipe
+from dcgan.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+# What a resumed run may change: nothing that decides a number it computes.
+RESUMABLE = {
+    *("steps", "epochs", "log_every", "sample_every", "save_every", "keep"),
+    *("root", "cache", "cache_dir", "workers", "device"),
+}
+_GIF_FRAMES = 100
+
+
+class Run:
+    """One training run; `start` makes one, `resume` goes on with one.
+
+    Attributes:
+        folder: Where its files are.
+        recipe: What it computes, resolved.
+        trainer: The networks and their optimisers.
+        images: The data set.
+        steps: Number of steps to train in total.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, images: data.Images, trainer: Trainer[Generator, Discriminator]):
+        self.folder, self.recipe, self.images, self.trainer = folder, recipe, images, trainer
+        per_epoch = data.Batches(images, recipe.batch_size or 1).steps_per_epoch
+        self.steps = recipe.steps or (recipe.epochs or 1) * per_epoch
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._lock = FileLock(folder / ".lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise FileExistsError(f"{folder} is being trained by another process") from error
+
+    @classmethod
+    def start(
+        cls, recipe: Recipe, folder: Path | None = None, *, progress: Callable[[int, int], None] | None = None
+    ) -> Self:
+        """Build a run from a recipe, in a folder of its own.
+
+        Args:
+            recipe: What to compute.
+            folder: A new or empty folder; by default `runs/DATA`, with a number if that is taken.
+            progress: Called with the images decoded so far and their total, while a data set is packed.
+
+        Raises:
+            FileExistsError: If the folder holds anything.
+            ValueError: If the recipe, the data set or the networks to start from do not fit each other.
+        """
+        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError(f"{folder} exists: go on with --resume {folder}, or name another folder")
+        device = build.device_named(recipe.device)
+        recipe, generator, discriminator = build.networks(recipe)
+        images = build.images(recipe, progress)
+        trainer = build.trainer(recipe, generator.to(device), discriminator.to(device))
+        run = cls(_made(folder, recipe.data), recipe, images, trainer)
+        run._write("recipe.yaml", recipe.to_yaml())
+        run.sample()
+        run.save()  # so that there is always something to resume
+        return run
+
+    @classmethod
+    def resume(
+        cls, folder: Path, recipe: Recipe | None = None, *, progress: Callable[[int, int], None] | None = None
+    ) -> Self:
+        """Go on where the newest checkpoint in `folder` was taken.
+
+        Args:
+            folder: The folder of a run.
+            recipe: The run's recipe, fields of `RESUMABLE` changed; by default as it was.
+            progress: As in `start`.
+
+        Raises:
+            FileNotFoundError: If the folder holds no run or no checkpoint.
+            ValueError: If the recipe changes another field, or the data set is not what it was.
+        """
+        if not (stored_path := folder / "recipe.yaml").is_file():
+            raise FileNotFoundError(f"{folder} is not the folder of a run: it has no recipe.yaml")
+        if not (states := checkpoint.saved(folder / "state")):
+            raise FileNotFoundError(f"{folder} has no checkpoint to go on from: start it again in another folder")
+        stored = Recipe.from_yaml(stored_path.read_text(encoding="utf-8"))
+        recipe = _extended(stored, recipe or stored)
+        state = checkpoint.load(states[-1])
+
+        device = build.device_named(recipe.device)
+        generator, discriminator = from_pretrained(folder, device=device)
+        images = build.images(recipe, progress)
+        if len(images) != state["images"]:
+            raise ValueError(
+                f"the data set has {len(images)} images now, and had {state['images']} when training began"
+            )
+        run = cls(folder, recipe, images, build.trainer(recipe, generator, discriminator))
+        run.trainer.load_state_dict(state["trainer"])
+        run._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        run._counts = state["counts"]
+        run._write("recipe.yaml", recipe.to_yaml())
+        run._forget_after(run.trainer.steps)
+        logger.info("resumed %s at step %d", folder, run.trainer.steps)
+        return run
+
+    def train(self) -> Iterator[dict[str, float] | None]:
+        """Train to the last step, yielding after each: the record that was logged, or None.
+
+        A record has the step, the mean of each metric since the last record, and images a second. The caller may stop
+        between steps, and `save` then.
+
+        Raises:
+            FloatingPointError: If training diverges, naming the step, the network and the last good checkpoint.
+        """
+        recipe, began, done = self.recipe, time.perf_counter(), self.trainer.steps
+        batches = data.Batches(
+            self.images, recipe.batch_size or 1, seed=recipe.seed, flip=recipe.flip, start=self.trainer.steps
+        )
+        try:
+            for metrics in self.trainer.fit(batches, self.steps):
+                step, record = self.trainer.steps, None
+                last = step == self.steps
+                for name, value in metrics.items():
+                    self._sums[name] = self._sums.get(name, 0) + value
+                    self._counts[name] = self._counts.get(name, 0) + 1
+                if step % recipe.log_every == 0 or last:
+                    now = time.perf_counter()
+                    record = self._log((step - done) * (recipe.batch_size or 1) / (now - began))
+                    began, done = now, step
+                if step % recipe.sample_every == 0 or last:
+                    self.sample()
+                if step % recipe.save_every == 0 or last:
+                    self.save()
+                yield record
+        except FloatingPointError as error:
+            states = checkpoint.saved(self.folder / "state")
+            good = f"the last good state is {states[-1]}" if states else "no state was saved before"
+            raise FloatingPointError(f"{error}; {good}") from error
+
+    def save(self) -> Path:
+        """Write a checkpoint, the networks and the animation of the samples; return the checkpoint's path.
+
+        Raises:
+            FloatingPointError: If the weights are not finite; nothing is written then.
+        """
+        self.trainer.check()
+        state = {
+            "trainer": self.trainer.state_dict(),
+            "sums": self._sums,
+            "counts": self._counts,
+            "images": len(self.images),
+        }
+        path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=self.recipe.keep)
+        self.published().save_pretrained(self.folder)
+        self.trainer.discriminator.save_pretrained(self.folder)
+        self._write("README.md", self._card())
+        frames = sorted((self.folder / "samples").glob("step-*.png"))
+        if frames:
+            stride = -(-len(frames) // _GIF_FRAMES)
+            images.save_gif(self.folder / "samples.gif", frames[::-1][::stride][::-1])
+        return path
+
+    def sample(self) -> Path:
+        """Write a grid of images from fixed latents; return its path."""
+        samples = sampled(self.published(), self.recipe.samples, seed=self.recipe.seed)
+        path = self.folder / "samples" / f"step-{self.trainer.steps:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        images.save_png(path, images.grid(samples))
+        return path
+
+    def published(self) -> Generator:
+        """Return a copy of the generator as it is sampled and saved: averaged, in evaluation mode.
+
+        Averaged weights never saw the BatchNorm statistics of the raw ones, so theirs are estimated anew, over
+        generated batches.
+        """
+        from torch.optim.swa_utils import update_bn
+
+        if self.trainer.ema is None:
+            return copy.deepcopy(self.trainer.generator).eval()
+        generator = copy.deepcopy(self.trainer.ema)
+        config = generator.config
+        z = indexed(1024, config["latent_dim"], seed=self.recipe.seed + 1, distribution=config["latent"])
+        batches = (z[i : i + 128] for i in range(0, len(z), 128))
+        update_bn(batches, generator, self.trainer.device)
+        return generator
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        self._lock.release()
+
+    def _log(self, images_per_second: float) -> dict[str, float]:
+        self.trainer.check()
+        means = {name: round(float(total) / self._counts[name], 6) for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        record = {"step": self.trainer.steps, **means, "images_per_second": round(images_per_second, 1)}
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        return record
+
+    def _forget_after(self, step: int) -> None:
+        """Drop what was logged after the checkpoint, and a line that a kill cut short."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
+        self._write("metrics.jsonl", "".join(kept))
+
+    def _write(self, name: str, text: str) -> None:
+        with replacing(self.folder / name) as file:
+            file.write(text.encode())
+
+    def _card(self) -> str:
+        size, name = self.recipe.image_size, self.folder.resolve().name
+        side = f"{size}×{size}" if isinstance(size, int) else f"{size[0]}×{size[1]}" if size else ""
+        return _CARD.format(name=name, side=side, steps=self.trainer.steps, recipe=self.recipe.to_yaml(), r=self.recipe)
+
+
+_CARD = """---
+library_name: dcgan
+pipeline_tag: unconditional-image-generation
+tags: [gan, dcgan]
+---
+# {name}
+
+A DCGAN ({r.architecture} architecture, {side} pixels) trained on {r.data} for {steps} steps of {r.batch_size} images.
+
+```python
+from dcgan import Generator
+
+generator = Generator.from_pretrained("PATH OR REPOSITORY")
+images = generator.sample(16, seed=0)
+```
+
+![Generated images](samples.gif)
+
+## Recipe
+
+```yaml
+{recipe}```
+"""
+
+
+def _extended(stored: Recipe, recipe: Recipe) -> Recipe:
+    # A new length replaces the old one, whichever unit either has.
+    if recipe.steps != stored.steps:
+        recipe = recipe.replace(epochs=None)
+    elif recipe.epochs != stored.epochs:
+        recipe = recipe.replace(steps=None)
+    if fixed := [name for name in recipe.changes(stored) if name not in RESUMABLE]:
+        raise ValueError(
+            f"a resumed run cannot change {', '.join(fixed)}; it can change {', '.join(sorted(RESUMABLE))}"
+        )
+    return recipe.resolved()
+
+
+def _made(folder: Path | None, name: str) -> Path:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    number = 1
+    while True:
+        folder = Path("runs", name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
