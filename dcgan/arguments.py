@@ -28,6 +28,8 @@ def pyramid(config: dict[str, Any]) -> tuple[list[tuple[int, int]], list[int]]:
         )
     if done < (stages or 1):
         raise ValueError(f"image_size must halve {stages or 1} times, got {config['image_size']}")
+    if config["norm"] == "instance" and height * width == 1:
+        raise ValueError(f"norm 'instance' needs maps of more than one pixel, and {done} stages end in a 1x1 map")
     base, cap = config["base_channels"], config["max_channels"] or float("inf")
     return sizes, [int(min(base * 2**stage, cap)) for stage in range(done)]
 

@@ -1,0 +1,385 @@
+import copy
+import json
+from inspect import signature
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from references import REFERENCES, copy_in_order
+from torch import nn
+
+from dcgan import Discriminator, Generator, weights_init
+from dcgan.architectures import ARCHITECTURES
+from dcgan.models import evaluating
+
+COUNTS = {
+    "tutorial": (3_576_704, 2_765_568),
+    "biased": (12_660_355, 11_038_081),
+    "linear5": (18_872_323, 17_234_689),
+    "paper": (18_885_760, 17_232_768),
+    "svhn": (1_446_976, 1_033_664),
+    "imagenet32": (6_690_688, 4_586_112),
+}
+
+
+def parameters(network):
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_the_table_of_architectures_is_the_published_one():
+    assert ARCHITECTURES.keys() == COUNTS.keys() == REFERENCES.keys()
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("kind", [Generator, Discriminator])
+def test_published_networks_equal_their_plain_references(name, kind):
+    reference_kind = REFERENCES[name]
+    ours = kind.from_architecture(name)
+    theirs = reference_kind.generator() if kind is Generator else reference_kind.discriminator()
+    assert parameters(ours) == parameters(theirs) == COUNTS[name][kind is Discriminator]
+
+    copy_in_order(ours, theirs)
+    ours, theirs = ours.double(), theirs.double()
+    size, n = reference_kind.size, 3
+    shape = (n, reference_kind.latent_dim) if kind is Generator else (n, 3, size, size)
+    x = torch.rand(shape, dtype=torch.float64) * 2 - 1
+    for mode in (True, False):  # the training pass fills the running statistics that the other one uses
+        a, b = ours.train(mode)(x), theirs.train(mode)(x)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+        weight = torch.randn_like(a)
+        gradients = [torch.autograd.grad((out * weight).sum(), net.parameters()) for out, net in ((a, ours), (b, theirs))]
+        for mine, reference in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-10)
+
+
+def test_linear5_has_four_stages_at_any_size():
+    for size in (16, 48, 96, 144):
+        generator = Generator.from_architecture("linear5", image_size=size, base_channels=4)
+        assert next(iter(generator.blocks)) == f"{size // 16}x{size // 16}"
+        assert generator.sample(1, seed=0).shape == (1, 3, size, size)
+
+
+def test_architectures_take_overrides_and_refuse_unknown_names():
+    assert Generator.from_architecture("paper", image_size=32, base_channels=8).config["base_channels"] == 8
+    with pytest.raises(ValueError, match=r"architecture must be one of tutorial, biased, .*, got 'dcgan'"):
+        Generator.from_architecture("dcgan")
+
+
+def test_state_dict_keys_are_frozen():
+    """A change here breaks every checkpoint there is."""
+    norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    normed = {side: [f"blocks.{side}.norm.{key}" for key in norm] for side in ("4x4", "8x8")}
+    generator = Generator(image_size=16)
+    expected = ["blocks.4x4.conv.weight", *normed["4x4"], "blocks.8x8.conv.weight", *normed["8x8"], "head.conv.weight"]
+    assert list(generator.state_dict()) == expected
+    discriminator = Discriminator(image_size=16)
+    expected = ["blocks.8x8.conv.weight", "blocks.4x4.conv.weight", *normed["4x4"], "head.conv.weight"]
+    assert list(discriminator.state_dict()) == expected
+    assert list(Generator(image_size=16, stem="linear").state_dict())[0] == "blocks.4x4.linear.weight"
+    assert list(Discriminator(image_size=16, stem="linear").state_dict())[-1] == "head.linear.weight"
+    assert list(Generator(image_size=16, convs_per_stage=2).blocks) == ["4x4", "8x8", "8x8_conv", "16x16"]
+    assert list(Discriminator(image_size=16, convs_per_stage=2).blocks) == ["16x16_conv", "8x8", "8x8_conv", "4x4"]
+
+
+SIZES = [*range(16, 257, 16), 28, 8, 24, 40, (48, 80), (64, 128), (16, 48), (28, 56), (144, 16)]
+
+
+@pytest.mark.parametrize("size", [*SIZES, pytest.param(512), pytest.param(1024)])
+@pytest.mark.parametrize("kernel_size", [3, 4, 5])
+def test_every_size_gives_images_of_that_size_and_one_logit(size, kernel_size):
+    narrow = {"image_size": size, "channels": 1, "base_channels": 2, "max_channels": 4, "kernel_size": kernel_size}
+    generator, discriminator = Generator(latent_dim=3, **narrow), Discriminator(**narrow)
+    images = generator(torch.randn(2, 3))
+    height, width = (size, size) if isinstance(size, int) else size
+    assert images.shape == (2, 1, height, width)
+    assert discriminator(images).shape == (2,)
+    first = next(iter(generator.blocks.values()))(torch.randn(2, 3)).shape[2:]
+    assert first == list(discriminator.features(images).values())[-1].shape[2:]
+    smaller = min(height, width)
+    assert min(first) <= 7 or smaller % 16 == 0
+
+
+@st.composite
+def configurations(draw):
+    stages = draw(st.sampled_from([None, 1, 2]))
+    halves = 16 if stages is None else 2**stages
+    sides = st.integers(1, 3).map(lambda k: k * halves)
+    stem = draw(st.sampled_from(["conv", "linear"]))
+    norm = draw(st.sampled_from(["batch", "instance", "layer", "none"]))
+    size = draw(sides | st.tuples(sides, sides))
+    assume(norm != "instance" or size not in (halves, (halves, halves)) or stages is None)
+    shared = {
+        "image_size": size,
+        "channels": draw(st.sampled_from([1, 2, 3, 4])),
+        "base_channels": draw(st.integers(1, 5)),
+        "max_channels": draw(st.none() | st.integers(1, 9)),
+        "kernel_size": draw(st.sampled_from([3, 4, 5])),
+        "stages": stages,
+        "convs_per_stage": draw(st.sampled_from([1, 2])),
+        "stem": stem,
+        "bias": draw(st.booleans()),
+        "norm": norm,
+        "norm_eps": draw(st.sampled_from([1e-5, 1e-3])),
+    }
+    own = {
+        "latent_dim": draw(st.integers(1, 8)),
+        "stem_norm": draw(st.sampled_from(["channel", "unit"])) if (stem, norm) == ("linear", "batch") else "channel",
+        "stem_activation": draw(st.booleans()),
+        "upsample": draw(st.sampled_from(["transpose", "resize"])),
+        "output": draw(st.sampled_from(["tanh", "sigmoid"])),
+        "latent": draw(st.sampled_from(["normal", "uniform"])),
+    }
+    return shared, own
+
+
+@settings(max_examples=120, deadline=None)
+@given(configurations())
+def test_every_configuration_builds_runs_learns_and_rebuilds(configuration):
+    shared, own = configuration
+    generator, discriminator = Generator(**shared, **own), Discriminator(**shared)
+    size = shared["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+
+    images = generator(torch.randn(4, own["latent_dim"]))
+    assert images.shape == (4, shared["channels"], height, width)
+    low = 0 if own["output"] == "sigmoid" else -1
+    assert low <= images.min()
+    assert images.max() <= 1
+    logits = discriminator(images)
+    assert logits.shape == (4,)
+    logits.square().sum().backward()
+    for network in (generator, discriminator):
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+
+    for network in (generator, discriminator):
+        config = json.loads(json.dumps(network.config))
+        again = type(network)(**config)
+        assert again.config == network.config == config
+        assert set(config) == set(signature(type(network)).parameters)
+        shapes = {key: value.shape for key, value in again.state_dict().items()}
+        assert shapes == {key: value.shape for key, value in network.state_dict().items()}
+
+
+def test_resized_up_convolutions_have_plain_kernels():
+    generator = Generator(image_size=32, base_channels=4, kernel_size=5, upsample="resize")
+    assert not any(isinstance(m, nn.ConvTranspose2d) for name, m in generator.named_modules() if "4x4" not in name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 50}, r"image_size must be a multiple of 16, or halve down to 7 or less, got 50, which halves 1"),
+        ({"image_size": 0}, r"image_size must be at least 1, got 0"),
+        ({"image_size": (64, 50)}, r"image_size must be a multiple of 16, .* got \[64, 50\]"),
+        ({"image_size": (64, 64, 3)}, r"image_size must be one side or \(height, width\), got \(64, 64, 3\)"),
+        ({"image_size": 48, "stages": 5}, r"image_size must halve 5 times, got 48"),
+        ({"image_size": 7}, r"image_size must halve 1 times, got 7"),
+        ({"base_channels": 0}, r"base_channels must be at least 1, got 0"),
+        ({"channels": -3}, r"channels must be at least 1, got -3"),
+        ({"max_channels": 0}, r"max_channels must be at least 1, got 0"),
+        ({"kernel_size": 6}, r"kernel_size must be one of 3, 4, 5, got 6"),
+        ({"kernel_size": True}, r"kernel_size must be one of 3, 4, 5, got True"),
+        ({"stem": "dense"}, r"stem must be one of 'conv', 'linear', got 'dense'"),
+        ({"norm": None}, r"norm must be one of 'batch', 'instance', 'layer', 'none', got None"),
+        ({"norm_eps": 0}, r"norm_eps must be a number above 0, got 0"),
+        ({"convs_per_stage": 3}, r"convs_per_stage must be one of 1, 2, got 3"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Generator, Discriminator])
+def test_arguments_out_of_range_are_named(kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 64.0}, r"image_size must be a whole number, got 64.0"),
+        ({"image_size": "64"}, r"image_size must be a whole number, got '64'"),
+        ({"base_channels": True}, r"base_channels must be a whole number, got True"),
+        ({"channels": None}, r"channels must be a whole number, got None"),
+        ({"bias": 1}, r"bias must be True or False, got 1"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Generator, Discriminator])
+def test_arguments_of_the_wrong_type_are_named(kind, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        kind(**arguments)
+
+
+def test_instance_normalisation_needs_more_than_a_pixel():
+    for kind in (Generator, Discriminator):
+        with pytest.raises(ValueError, match="norm 'instance' needs maps of more than one pixel, and 4 stages end in a 1x1"):
+            kind(image_size=16, stages=4, norm="instance")
+
+
+def test_unit_normalisation_needs_a_linear_stem():
+    with pytest.raises(ValueError, match=r"stem_norm 'unit' needs stem 'linear' and norm 'batch', got stem 'conv'"):
+        Generator(stem_norm="unit")
+
+
+def test_inputs_of_the_wrong_shape_or_type_are_named():
+    generator, discriminator = Generator(image_size=16, base_channels=2), Discriminator(image_size=16, base_channels=2)
+    for shape in ((2, 64), (2,), (2, 100, 2, 2), (100,)):
+        with pytest.raises(ValueError, match=rf"z must have shape \(N, 100\), got \({', '.join(map(str, shape))},?\)"):
+            generator(torch.zeros(shape))
+    for shape in ((2, 3, 32, 32), (2, 1, 16, 16), (3, 16, 16), (2, 16, 16, 3)):
+        with pytest.raises(ValueError, match=r"image must have shape \(N, 3, 16, 16\), got"):
+            discriminator(torch.zeros(shape))
+    with pytest.raises(TypeError, match=r"image must be torch.float32, as the network is, got torch.uint8"):
+        discriminator(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(TypeError, match=r"image must be torch.float32, as the network is, got torch.float64"):
+        discriminator(torch.zeros(2, 3, 16, 16, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"z must be torch.float32, as the network is, got torch.int64"):
+        generator(torch.zeros(2, 100, dtype=torch.int64))
+    with torch.autocast("cpu", torch.bfloat16):  # which converts what it needs to
+        assert discriminator(torch.zeros(2, 3, 16, 16, dtype=torch.bfloat16)).shape == (2,)
+
+
+def test_latents_may_be_maps_of_one_pixel():
+    generator = Generator(image_size=16, base_channels=2).eval()
+    z = torch.randn(3, 100)
+    assert torch.equal(generator(z), generator(z[:, :, None, None]))
+
+
+def test_features_are_the_activations_that_lead_to_the_logit():
+    discriminator = Discriminator(image_size=64, base_channels=4).eval()
+    image = torch.rand(2, 3, 64, 64)
+    features = discriminator.features(image)
+    shapes = {name: tuple(value.shape) for name, value in features.items()}
+    assert shapes == {"32x32": (2, 4, 32, 32), "16x16": (2, 8, 16, 16), "8x8": (2, 16, 8, 8), "4x4": (2, 32, 4, 4)}
+    assert torch.equal(discriminator.head(features["4x4"]).flatten(), discriminator(image))
+    assert torch.equal(discriminator.probability(image), discriminator(image).sigmoid())
+
+
+def test_imagenet32_has_the_six_activations_of_table_1():
+    discriminator = Discriminator.from_architecture("imagenet32")
+    features = discriminator.features(torch.zeros(1, 3, 32, 32))
+    assert [value.shape[1] for value in features.values()] == [128, 128, 256, 256, 512, 512]
+    assert sum(value.shape[1] for value in features.values()) * 16 == 28672
+
+
+# Sampling
+
+
+def test_an_image_depends_on_its_seed_and_index_alone():
+    generator = Generator(image_size=16, base_channels=4)
+    all_images = generator.sample(300, seed=7)
+    for n, start, batch_size in ((300, 0, 1), (300, 0, 7), (300, 0, 300), (1, 0, 64), (40, 250, 64), (5, 128, 3)):
+        images = generator.sample(n, seed=7, start=start, batch_size=batch_size)
+        torch.testing.assert_close(images, all_images[start : start + n], rtol=0, atol=1e-6)
+    assert not torch.allclose(generator.sample(4, seed=8), all_images[:4], atol=1e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sampling_leaves_the_network_as_it_was(training):
+    generator = Generator(image_size=16, base_channels=2).train(training)
+    generator.blocks["4x4"].eval()
+    modes = [module.training for module in generator.modules()]
+    before = copy.deepcopy(generator.state_dict())
+    images = generator.sample(4, seed=0)
+    assert [module.training for module in generator.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+    assert not images.requires_grad
+    images.requires_grad_()  # an inference tensor could not go on into training
+
+
+def test_modes_are_restored_after_an_error():
+    network = Generator(image_size=16, base_channels=2)
+    with pytest.raises(ZeroDivisionError), evaluating(network):
+        assert not network.training
+        _ = 1 / 0
+    assert network.training
+
+
+@pytest.mark.parametrize(("latent", "low", "high"), [("normal", -9, -1.5), ("uniform", -1, -0.9)])
+def test_samples_are_drawn_from_the_distribution_in_the_config(latent, low, high, monkeypatch):
+    generator = Generator(image_size=16, base_channels=1, latent=latent)
+    seen = []
+    monkeypatch.setattr(generator, "forward", lambda z: seen.append(z) or torch.zeros(len(z), 3, 16, 16))
+    generator.sample(500, seed=0)
+    z = torch.cat(seen)
+    assert low <= z.min() < high
+    assert abs(z.mean()) < 0.02
+    assert abs(z.std() - (1 if latent == "normal" else 3**-0.5)) < 0.02
+
+
+def test_sampling_without_a_seed_follows_torchs_own():
+    generator = Generator(image_size=16, base_channels=2)
+    torch.manual_seed(3)
+    first, second = generator.sample(2), generator.sample(2)
+    assert not torch.equal(first, second)
+    torch.manual_seed(3)
+    assert torch.equal(generator.sample(2), first)
+
+
+def test_sampling_refuses_what_makes_no_sense():
+    generator = Generator(image_size=16, base_channels=2)
+    for arguments, message in (
+        ({"n": -1}, "n must not be negative, got -1"),
+        ({"n": 1, "seed": -1}, "seed must not be negative, got -1"),
+        ({"n": 1, "start": -1}, "start must not be negative, got -1"),
+        ({"n": 1, "batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generator.sample(**arguments)
+    assert generator.sample(0, seed=0).shape == (0, 3, 16, 16)
+
+
+def test_sampling_needs_little_more_memory_than_its_result():
+    import resource
+
+    generator = Generator(image_size=64, base_channels=1, channels=1, latent_dim=4, max_channels=2)
+    generator.sample(64, seed=0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    images = generator.sample(10_000, seed=0)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < images.nbytes + 64 * 2**20
+
+
+# Initialisation
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(8, 64, 5), nn.ConvTranspose2d(64, 8, 5), nn.Linear(200, 100)])
+def test_weights_are_drawn_as_in_the_paper(layer):
+    layer.apply(weights_init)
+    assert abs(layer.weight.mean()) < 0.001
+    assert abs(layer.weight.std() - 0.02) < 0.001
+    assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(9999), nn.BatchNorm1d(9999), nn.GroupNorm(1, 9999)])
+def test_gains_are_drawn_around_one_and_shifts_are_zero(layer):
+    layer.apply(weights_init)
+    assert abs(layer.weight.mean() - 1) < 0.001
+    assert abs(layer.weight.std() - 0.02) < 0.001
+    assert not layer.bias.any()
+
+
+def test_initialisation_leaves_other_modules_alone_and_follows_the_seed():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False), nn.PReLU(), nn.ReLU())
+    network.apply(weights_init)
+    assert network[2].weight.item() == 0.25
+
+    built = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        built.append(Generator(image_size=16, base_channels=4).state_dict())
+    assert all(torch.equal(value, built[1][name]) for name, value in built[0].items())
+
+    from functools import partial
+
+    layers = [nn.Linear(3, 3) for _ in range(2)]
+    for layer in layers:
+        layer.apply(partial(weights_init, generator=torch.Generator().manual_seed(1)))
+    assert torch.equal(layers[0].weight, layers[1].weight)
+
+
+def test_networks_start_out_initialised():
+    generator = Generator(base_channels=16)
+    for module in generator.modules():
+        if isinstance(module, nn.ConvTranspose2d):
+            assert abs(module.weight.std() - 0.02) < 0.002
