@@ -1,5 +1,7 @@
 """The published networks written out plainly, layer by layer, as their sources have them."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -77,7 +79,7 @@ class Paper:
         c, top = cls.c, cls.widths[0] * cls.c
         stem = [nn.Linear(100, top * 16, bias=False), nn.BatchNorm1d(top * 16, 1e-8), nn.ReLU()]
         layers = [*stem, nn.Unflatten(1, (top, 4, 4))]
-        for wide, narrow in zip(cls.widths, cls.widths[1:], strict=False):
+        for wide, narrow in pairwise(cls.widths):
             layers += [convt(wide * c, narrow * c, 5, 2, 2, 1), nn.BatchNorm2d(narrow * c, 1e-8), nn.ReLU()]
         return nn.Sequential(*layers, convt(c, 3, 5, 2, 2, 1), nn.Tanh())
 
@@ -85,7 +87,7 @@ class Paper:
     def discriminator(cls):
         c, widths = cls.c, cls.widths[::-1]
         layers = [conv(3, c, 5, 2, 2), nn.LeakyReLU(0.2)]
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in pairwise(widths):
             layers += [conv(narrow * c, wide * c, 5, 2, 2), nn.BatchNorm2d(wide * c, 1e-8), nn.LeakyReLU(0.2)]
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * c * 16, 1, bias=False), nn.Flatten(0))
 

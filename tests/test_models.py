@@ -48,7 +48,9 @@ def test_published_networks_equal_their_plain_references(name, kind):
         a, b = ours.train(mode)(x), theirs.train(mode)(x)
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
         weight = torch.randn_like(a)
-        gradients = [torch.autograd.grad((out * weight).sum(), net.parameters()) for out, net in ((a, ours), (b, theirs))]
+        gradients = [
+            torch.autograd.grad((out * weight).sum(), net.parameters()) for out, net in ((a, ours), (b, theirs))
+        ]
         for mine, reference in zip(*gradients, strict=True):
             torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-10)
 
@@ -76,7 +78,7 @@ def test_state_dict_keys_are_frozen():
     discriminator = Discriminator(image_size=16)
     expected = ["blocks.8x8.conv.weight", "blocks.4x4.conv.weight", *normed["4x4"], "head.conv.weight"]
     assert list(discriminator.state_dict()) == expected
-    assert list(Generator(image_size=16, stem="linear").state_dict())[0] == "blocks.4x4.linear.weight"
+    assert next(iter(Generator(image_size=16, stem="linear").state_dict())) == "blocks.4x4.linear.weight"
     assert list(Discriminator(image_size=16, stem="linear").state_dict())[-1] == "head.linear.weight"
     assert list(Generator(image_size=16, convs_per_stage=2).blocks) == ["4x4", "8x8", "8x8_conv", "16x16"]
     assert list(Discriminator(image_size=16, convs_per_stage=2).blocks) == ["16x16_conv", "8x8", "8x8_conv", "4x4"]
@@ -171,7 +173,10 @@ def test_resized_up_convolutions_have_plain_kernels():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": 50}, r"image_size must be a multiple of 16, or halve down to 7 or less, got 50, which halves 1"),
+        (
+            {"image_size": 50},
+            r"image_size must be a multiple of 16, or halve down to 7 or less, got 50, which halves 1",
+        ),
         ({"image_size": 0}, r"image_size must be at least 1, got 0"),
         ({"image_size": (64, 50)}, r"image_size must be a multiple of 16, .* got \[64, 50\]"),
         ({"image_size": (64, 64, 3)}, r"image_size must be one side or \(height, width\), got \(64, 64, 3\)"),
@@ -212,7 +217,9 @@ def test_arguments_of_the_wrong_type_are_named(kind, arguments, message):
 
 def test_instance_normalisation_needs_more_than_a_pixel():
     for kind in (Generator, Discriminator):
-        with pytest.raises(ValueError, match="norm 'instance' needs maps of more than one pixel, and 4 stages end in a 1x1"):
+        with pytest.raises(
+            ValueError, match="norm 'instance' needs maps of more than one pixel, and 4 stages end in a 1x1"
+        ):
             kind(image_size=16, stages=4, norm="instance")
 
 

@@ -1,0 +1,104 @@
+"""What holds for the package as a whole: its surface, its imports, its house rules."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import dcgan
+
+ROOT = Path(__file__).parents[1]
+MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "dcgan").glob("*.py")}
+
+# Each module may import those above it.
+ORDER = [
+    *("files", "latent", "losses", "augment", "architectures", "arguments", "images", "checkpoint", "sources"),
+    *("decoding", "packing", "data", "hub", "models", "trainer", "recipe", "generate", "build", "run", "benchmark"),
+    *("terminal", "cli", "__main__"),
+]
+
+
+def imported_by(module, *, types_too=False):
+    """Names of this package's modules that a module imports, anywhere in it."""
+    found = set()
+    skipped = set()
+    for node in ast.walk(MODULES[module]):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not types_too:
+            skipped |= {id(child) for child in ast.walk(node)}
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module == "dcgan":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dcgan."):
+            found.add(node.module.removeprefix("dcgan."))
+    return found
+
+
+def test_five_names_are_public_and_each_is_what_it_says():
+    assert sorted(dcgan.__all__) == ["Discriminator", "Generator", "Trainer", "from_pretrained", "weights_init"]
+    for name in dcgan.__all__:
+        assert getattr(dcgan, name).__name__ == name
+    assert set(dcgan.__all__) <= set(dir(dcgan))
+    with pytest.raises(AttributeError, match="module 'dcgan' has no attribute 'generator'"):
+        _ = dcgan.generator
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert set(ORDER) == MODULES.keys() - {"__init__"}
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_point_one_way(module):
+    assert imported_by(module) <= set(ORDER[: ORDER.index(module)])
+
+
+def loaded_after(statement):
+    code = f"{statement}; import sys; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+
+
+HEAVY = {"torchvision", "PIL", "huggingface_hub", "safetensors", "sklearn", "lmdb", "cyclopts", "torch._dynamo"}
+
+
+@pytest.mark.parametrize("module", ["models", "hub", "losses", "latent", "augment", "images", "data", "checkpoint"])
+def test_imports_are_light(module):
+    assert not HEAVY & loaded_after(f"import dcgan.{module}")
+
+
+def test_the_package_and_the_command_line_start_without_torch():
+    assert "torch" not in loaded_after("import dcgan, dcgan.cli, dcgan.recipe")
+    assert "torch" in loaded_after("from dcgan import Generator")  # the check can fail
+
+
+def test_only_the_terminal_prints_and_nothing_is_asserted():
+    for name, tree in MODULES.items():
+        for node in ast.walk(tree):
+            assert not isinstance(node, ast.Assert), name
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "print" or name == "terminal", name
+
+
+def test_the_version_has_its_heading_in_the_changelog():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[{re.escape(dcgan.__version__)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE)
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [need for needs in project["optional-dependencies"].values() for need in needs]
+    declared = {re.match(r"[\w-]+", need)[0].lower().replace("-", "_") for need in project["dependencies"] + extras}
+    names = {"PIL": "pillow", "sklearn": "scikit_learn", "yaml": "cyclopts"}  # cyclopts[yaml] brings it
+    for module, tree in MODULES.items():
+        for node in ast.walk(tree):
+            roots = []
+            if isinstance(node, ast.Import):
+                roots = [alias.name.partition(".")[0] for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                roots = [(node.module or "").partition(".")[0]]
+            for root in roots:
+                known = root in sys.stdlib_module_names or root == "dcgan"
+                assert known or names.get(root, root) in declared, f"{module} imports {root}"

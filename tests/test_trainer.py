@@ -1,0 +1,491 @@
+import copy
+import io
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from dcgan import Discriminator, Generator, Trainer
+from dcgan.latent import seed_of
+from dcgan.losses import LOSSES
+from dcgan.trainer import frozen
+
+TINY = {"image_size": 16, "channels": 1, "base_channels": 4}
+
+
+def networks(dtype=torch.float32, **arguments):
+    torch.manual_seed(1)
+    generator = Generator(latent_dim=6, **TINY)
+    discriminator = Discriminator(**TINY, **arguments)
+    return generator.to(dtype), discriminator.to(dtype)
+
+
+def batches(count, n=8, dtype=torch.float32, seed=2):
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.rand(n, 1, 16, 16, generator=rng, dtype=dtype) * 2 - 1 for _ in range(count)]
+
+
+def weights(*modules):
+    return torch.cat([p.detach().flatten() for module in modules for p in module.parameters()])
+
+
+def tutorial(generator, discriminator, batches, weight_decay=0.0, alternate=False, target=1.0):
+    """The loop as every tutorial writes it: probabilities, BCELoss, two backward passes for the discriminator."""
+    criterion = nn.BCELoss()
+    g_adam = torch.optim.Adam(generator.parameters(), 2e-4, (0.5, 0.999), weight_decay=weight_decay)
+    d_adam = torch.optim.Adam(discriminator.parameters(), 2e-4, (0.5, 0.999), weight_decay=weight_decay)
+    for step, real in enumerate(batches):
+        rng = torch.Generator().manual_seed(seed_of(0, step))
+        fake = generator(torch.randn(len(real), 6, generator=rng, dtype=real.dtype))
+        ones, zeros = torch.ones(len(real), dtype=real.dtype), torch.zeros(len(real), dtype=real.dtype)
+        losses = {}
+        if not alternate or step % 2 == 1:
+            discriminator.zero_grad()
+            output = discriminator(real).sigmoid()
+            error_real = criterion(output, target * ones)
+            error_real.backward()
+            losses["d_real"] = output.mean()
+            output = discriminator(fake.detach()).sigmoid()
+            error_fake = criterion(output, zeros)
+            error_fake.backward()
+            losses["d_fake"] = output.mean()
+            losses["d_loss"] = error_real + error_fake
+            d_adam.step()
+        if not alternate or step % 2 == 0:
+            generator.zero_grad()
+            error = criterion(discriminator(fake).sigmoid(), ones)
+            error.backward()
+            losses["g_loss"] = error
+            g_adam.step()
+        yield losses
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 1e-3}, {"schedule": "alternate"}, {"label_smoothing": 0.1}])
+def test_steps_equal_the_tutorials(options):
+    ours, theirs = networks(torch.float64), networks(torch.float64)
+    reals = batches(20, dtype=torch.float64)
+    trainer = Trainer(*ours, **options)
+    reference = tutorial(
+        *theirs,
+        reals,
+        weight_decay=options.get("weight_decay", 0),
+        alternate="schedule" in options,
+        target=1 - options.get("label_smoothing", 0),
+    )
+    for step, (real, expected) in enumerate(zip(reals, reference, strict=True)):
+        metrics = trainer.step(real)
+        tolerance = 1e-12 if step == 0 else 1e-6
+        assert metrics.keys() == expected.keys()
+        for name, value in expected.items():
+            assert abs(metrics[name] - value) <= tolerance, (step, name)
+        assert (weights(*ours) - weights(*theirs)).abs().max() <= tolerance, step
+        for mine, other in zip(ours[0].buffers(), theirs[0].buffers(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_steps_along_its_own_gradient(name):
+    """With plain gradient descent, the weights move by the gradient of the published loss, and by nothing else."""
+    (g, d), (g_ref, d_ref) = networks(torch.float64), networks(torch.float64)
+    optimizers = {
+        "g_optimizer": torch.optim.SGD(g.parameters(), 0.1),
+        "d_optimizer": torch.optim.SGD(d.parameters(), 0.1),
+    }
+    (real,) = batches(1, dtype=torch.float64)
+    Trainer(g, d, loss=name, **optimizers).step(real)
+
+    fake = g_ref(torch.randn(8, 6, generator=torch.Generator().manual_seed(seed_of(0, 0)), dtype=torch.float64))
+    loss = LOSSES[name].discriminator(d_ref(real), d_ref(fake.detach()))
+    for p, gradient in zip(d_ref.parameters(), torch.autograd.grad(loss, d_ref.parameters()), strict=True):
+        p.data -= 0.1 * gradient
+    loss = LOSSES[name].generator(d_ref(fake))
+    for p, gradient in zip(g_ref.parameters(), torch.autograd.grad(loss, g_ref.parameters()), strict=True):
+        p.data -= 0.1 * gradient
+    torch.testing.assert_close(weights(g, d), weights(g_ref, d_ref), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("option", "value"), [("gradient_penalty", 10.0), ("r1", 3.0)])
+def test_penalties_add_to_the_discriminators_loss(option, value):
+    from dcgan.losses import gradient_penalty, r1_penalty
+
+    (g, d), (g_ref, d_ref) = networks(torch.float64, norm="none"), networks(torch.float64, norm="none")
+    (real,) = batches(1, dtype=torch.float64)
+    metrics = Trainer(g, d, loss="wasserstein", **{option: value}).step(real)
+    rng = torch.Generator().manual_seed(seed_of(0, 0))
+    fake = g_ref(torch.randn(8, 6, generator=rng, dtype=torch.float64)).detach()
+    expected = LOSSES["wasserstein"].discriminator(d_ref(real), d_ref(fake))
+    if option == "r1":
+        expected = expected + 3.0 * r1_penalty(d_ref, real)
+    else:
+        epsilon = torch.rand(8, 1, 1, 1, generator=rng, dtype=torch.float64)
+        expected = expected + 10.0 * gradient_penalty(d_ref, real, fake, epsilon)
+    torch.testing.assert_close(metrics["d_loss"], expected.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_the_turns_of_the_networks():
+    def turns(**options):
+        trainer = Trainer(*networks(), **options)
+        return ["".join(k[0] for k in trainer.step(real) if k.endswith("loss")) for real in batches(7)]
+
+    assert turns() == ["dg"] * 7
+    assert turns(d_steps=3) == ["d", "d", "dg", "d", "d", "dg", "d"]
+    assert turns(schedule="alternate") == ["g", "d", "g", "d", "g", "d", "g"]
+    assert turns(schedule="alternate", d_steps=2) == ["g", "d", "d", "g", "d", "d", "g"]
+
+
+def test_a_network_out_of_turn_does_not_change():
+    generator, discriminator = networks()
+    trainer = Trainer(generator, discriminator, schedule="alternate")
+    before = weights(discriminator).clone()
+    trainer.step(batches(1)[0])
+    assert torch.equal(weights(discriminator), before)
+    before = weights(generator).clone()
+    trainer.step(batches(1)[0])
+    assert torch.equal(weights(generator), before)
+
+
+def test_the_generators_turn_leaves_the_discriminators_gradients_alone():
+    generator, discriminator = networks()
+    trainer = Trainer(generator, discriminator)
+    after_d = {}
+    original = trainer._update_generator
+
+    def watched(fake):
+        after_d.update({name: p.grad.clone() for name, p in discriminator.named_parameters()})
+        return original(fake)
+
+    trainer._update_generator = watched
+    trainer.step(batches(1)[0])
+    assert after_d
+    for name, parameter in discriminator.named_parameters():
+        assert torch.equal(parameter.grad, after_d[name])
+        assert parameter.requires_grad
+
+
+def test_freezing_restores_each_parameter_also_after_an_error():
+    _, discriminator = networks()
+    first, *others = discriminator.parameters()
+    first.requires_grad = False
+    with pytest.raises(ZeroDivisionError), frozen(discriminator):
+        assert not any(p.requires_grad for p in discriminator.parameters())
+        _ = 1 / 0
+    assert not first.requires_grad
+    assert all(p.requires_grad for p in others)
+
+
+class Foreign(nn.Module):
+    """A generator that knows nothing of this package: latents as maps, a dictionary of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.ConvTranspose2d(5, 8, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+    def forward(self, z):
+        assert z.shape[1:] == (5, 1, 1)
+        return self.net(z).tanh()
+
+
+def test_any_two_modules_can_be_trained():
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Conv2d(2, 4, 3), nn.LeakyReLU(), nn.Flatten(), nn.Linear(16, 1))
+    trainer = Trainer(Foreign(), critic, latent_dim=(5, 1, 1), latent="uniform", precision="bf16")
+    target = torch.full((16, 2, 4, 4), 0.5)
+    for _ in range(200):
+        metrics = trainer.step(target + 0.1 * torch.randn_like(target))
+    assert {value.shape for value in metrics.values()} == {torch.Size([])}
+    with torch.no_grad():
+        learned = trainer.ema(torch.rand(64, 5, 1, 1) * 2 - 1)
+    assert abs(learned.mean() - 0.5) < 0.3
+    with pytest.raises(TypeError, match=r"latent_dim is needed for a generator without config\['latent_dim'\]"):
+        Trainer(Foreign(), critic)
+
+
+def test_uint8_images_are_scaled_to_the_generators_range():
+    pixels = torch.randint(0, 256, (8, 1, 16, 16), dtype=torch.uint8)
+    for output, scaled in (("tanh", pixels / 127.5 - 1), ("sigmoid", pixels / 255)):
+        results = []
+        for real in (pixels, scaled):
+            torch.manual_seed(0)
+            trainer = Trainer(Generator(latent_dim=6, output=output, **TINY), Discriminator(**TINY))
+            results.append(trainer.step(real)["d_loss"])
+        assert torch.equal(*results)
+
+
+def test_metrics_are_detached_scalars_and_no_step_waits_for_them(monkeypatch):
+    """On an accelerator `.item()` and its kin would stop the host until the device is done."""
+    trainer = Trainer(*networks())
+    reals = batches(2)
+    trainer.step(reals[0])
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, lambda self, *a, n=name: pytest.fail(f"the step called {n}"))
+    metrics = trainer.step(reals[1])
+    monkeypatch.undo()
+    assert metrics.keys() == {"d_loss", "d_real", "d_fake", "g_loss"}
+    for value in metrics.values():
+        assert value.shape == ()
+        assert not value.requires_grad
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_no_step_synchronises_with_a_gpu(precision):
+    generator, discriminator = networks()
+    trainer = Trainer(generator.cuda(), discriminator.cuda(), precision=precision)
+    reals = [real.cuda() for real in batches(6)]
+    for real in reals[:3]:
+        trainer.step(real)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for real in reals[3:]:
+            trainer.step(real)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    trainer.check()
+
+
+def test_the_average_follows_its_closed_form_and_takes_batchnorm_along():
+    generator, discriminator = networks(torch.float64)
+    trainer = Trainer(generator, discriminator, ema_decay=0.5)
+    expected = weights(generator).clone()
+    for step, real in enumerate(batches(12, dtype=torch.float64)):
+        trainer.step(real)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * weights(generator)
+    torch.testing.assert_close(weights(trainer.ema), expected)
+    for mine, theirs in zip(trainer.ema.buffers(), generator.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert not trainer.ema.training
+    assert not any(p.requires_grad for p in trainer.ema.parameters())
+    assert Trainer(*networks(), ema_decay=None).ema is None
+
+
+# Precision
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.01)])
+def test_half_precision_agrees_with_full_and_keeps_its_state_in_full(precision, tolerance):
+    full, half = Trainer(*networks()), Trainer(*networks(), precision=precision)
+    for real in batches(3):
+        half.load_state_dict({**full.state_dict(), **{k: v for k, v in half.state_dict().items() if "scaler" in k}})
+        expected, metrics = full.step(real), half.step(real)
+        for name, value in expected.items():
+            assert abs(metrics[name] - value) < tolerance * max(1, abs(value))
+            assert metrics[name].dtype == torch.float32
+    for module in (half.generator, half.discriminator, half.ema):
+        assert {v.dtype for v in module.state_dict().values()} <= {torch.float32, torch.int64}
+
+
+def test_an_overflow_of_one_network_leaves_the_other_alone():
+    generator, discriminator = networks()
+    trainer = Trainer(generator, discriminator, precision="fp16")
+    reals = batches(2)
+    trainer.step(reals[0])
+    trainer.d_scaler._scale.fill_(1e38)
+    before = weights(discriminator).clone()
+    g_scale, g_before = trainer.g_scaler.get_scale(), weights(generator).clone()
+    trainer.step(reals[1])
+    assert torch.equal(weights(discriminator), before)
+    assert trainer.d_scaler.get_scale() < 1e38
+    assert trainer.g_scaler.get_scale() == g_scale
+    assert not torch.equal(weights(generator), g_before)
+    trainer.check()
+
+
+# State
+
+OPTIONS = {
+    "default": {},
+    "minimax": {"loss": "minimax"},
+    "hinge": {"loss": "hinge"},
+    "least-squares smoothed": {"loss": "least-squares", "label_smoothing": 0.1},
+    "wasserstein with penalty": {"loss": "wasserstein", "gradient_penalty": 10.0, "d_steps": 3},
+    "r1": {"r1": 1.0},
+    "alternate": {"schedule": "alternate", "weight_decay": 1e-5},
+    "augmented": {"augmentations": ["color", "translation", "cutout"]},
+    "no average": {"ema_decay": None},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "other latents": {"latent": "uniform", "seed": 9},
+    "rmsprop": {"g_optimizer": "rmsprop", "d_optimizer": "rmsprop"},
+}
+
+RESUME = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from test_trainer import OPTIONS, batches, built
+torch.set_num_threads(1)
+for name, options in OPTIONS.items():
+    trainer = built(options)
+    trainer.load_state_dict(torch.load(f"{sys.argv[2]}/{name}.pt", weights_only=True))
+    metrics = [trainer.step(real) for real in batches(5)[3:]]
+    torch.save({"state": trainer.state_dict(), "metrics": metrics}, f"{sys.argv[2]}/{name}.resumed.pt")
+"""
+
+
+def built(options):
+    options = dict(options)
+    generator, discriminator = networks()
+    for key, network in (("g_optimizer", generator), ("d_optimizer", discriminator)):
+        if key in options:
+            options[key] = torch.optim.RMSprop(network.parameters(), 1e-4)
+    return Trainer(generator, discriminator, **options)
+
+
+def assert_identical(a, b, where=""):
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_identical(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_identical(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def test_a_resumed_run_is_the_unbroken_one_bit_for_bit_with_every_option(tmp_path):
+    unbroken = {}
+    for name, options in OPTIONS.items():
+        trainer = built(options)
+        reals = batches(5)
+        for real in reals[:3]:
+            trainer.step(real)
+        torch.save(trainer.state_dict(), tmp_path / f"{name}.pt")
+        metrics = [trainer.step(real) for real in reals[3:]]
+        unbroken[name] = {"state": trainer.state_dict(), "metrics": metrics}
+    folder = __file__.rpartition("/")[0]
+    subprocess.run([sys.executable, "-c", RESUME, folder, str(tmp_path)], check=True)
+    for name, expected in unbroken.items():
+        resumed = torch.load(tmp_path / f"{name}.resumed.pt", weights_only=True)
+        buffer = io.BytesIO()
+        torch.save(expected, buffer)
+        buffer.seek(0)
+        assert_identical(resumed, torch.load(buffer, weights_only=True), name)
+
+
+def test_a_state_that_does_not_fit_is_refused_with_reasons():
+    trainer = Trainer(*networks())
+    with pytest.raises(ValueError, match="the state is not of a trainer like this one: ema on one side only"):
+        Trainer(*networks(), ema_decay=None).load_state_dict(trainer.state_dict())
+    other = Trainer(Generator(latent_dim=6, image_size=16, channels=1, base_channels=8), Discriminator(**TINY))
+    with pytest.raises(ValueError, match=r"the state does not fit the generator: (?s:.*)size mismatch"):
+        other.load_state_dict(trainer.state_dict())
+
+
+def test_a_step_does_not_touch_the_global_random_state():
+    trainer = Trainer(*networks(), augmentations=["color"], gradient_penalty=1.0)
+    before = torch.get_rng_state()
+    trainer.step(batches(1)[0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_fit_stops_at_the_total_and_yields_every_step():
+    trainer = Trainer(*networks())
+    endless = iter(lambda: batches(1)[0], None)
+    assert len(list(trainer.fit(endless, 3))) == 3
+    assert len(list(trainer.fit(endless, 5))) == 2
+    assert trainer.steps == 5
+    assert list(trainer.fit(endless, 5)) == []
+
+
+# Divergence
+
+
+def test_divergence_is_pinned_on_the_step_and_the_network():
+    def diverged(spoil, at=2):
+        generator, discriminator = networks()
+        trainer = Trainer(generator, discriminator)
+        for step, real in enumerate(batches(5)):
+            trainer.step(spoil(generator, discriminator, real) if step == at else real)
+        with pytest.raises(FloatingPointError) as error:
+            trainer.check()
+        return str(error.value)
+
+    def spoil_generator(generator, discriminator, real):
+        generator.head.conv.weight.data[0] = float("nan")
+        return real
+
+    def spoil_discriminator(generator, discriminator, real):
+        discriminator.head.conv.weight.data[0] = float("inf")
+        return real
+
+    def spoil_images(generator, discriminator, real):
+        real[0, 0, 0, 0] = float("nan")
+        return real
+
+    assert diverged(spoil_generator) == "step 2: the generator turned non-finite (NaN or infinity)"
+    assert diverged(spoil_discriminator) == "step 2: the discriminator turned non-finite (NaN or infinity)"
+    assert diverged(spoil_images) == "step 2: the real images turned non-finite (NaN or infinity)"
+
+
+def test_weights_that_broke_in_the_last_update_are_found_too():
+    generator, discriminator = networks()
+    trainer = Trainer(generator, discriminator)
+    trainer.step(batches(1)[0])
+    trainer.check()
+    discriminator.head.conv.weight.data[0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"step 0: the discriminator's weights turned non-finite"):
+        trainer.check()
+
+
+def test_fit_looks_for_divergence_by_itself():
+    generator, discriminator = networks()
+    trainer = Trainer(generator, discriminator, lr=1e30)
+    with pytest.raises(FloatingPointError, match=r"step \d: the (generator|discriminator)"):
+        list(trainer.fit(iter(lambda: batches(1, n=2)[0], None), 200))
+    assert trainer.steps == 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss": "bce"}, "loss must be one of non-saturating, minimax, hinge, least-squares, wasserstein, got 'bce'"),
+        ({"precision": "tf32"}, "precision must be one of fp32, bf16, fp16, got 'tf32'"),
+        ({"schedule": "random"}, "schedule must be one of together, alternate, got 'random'"),
+        ({"augmentations": ["flip"]}, "augmentations must be one of color, translation, cutout, got 'flip'"),
+        ({"d_steps": 0}, "d_steps must be at least 1, got 0"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\) or None, got 1.0"),
+        ({"gradient_penalty": -1.0}, "gradient_penalty must not be negative, got -1.0"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"label_smoothing": 0.1, "loss": "hinge"}, r"label_smoothing needs a loss with targets \(.*\), got 'hinge'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(*networks(), **arguments)
+
+
+def test_bad_batches_and_scattered_networks_are_named():
+    trainer = Trainer(*networks())
+    with pytest.raises(
+        ValueError, match=r"real must be images \(N, K, H, W\), floating-point or uint8, got \(1, 16, 16\)"
+    ):
+        trainer.step(torch.zeros(1, 16, 16))
+    with pytest.raises(ValueError, match="torch.int64"):
+        trainer.step(torch.zeros(2, 1, 16, 16, dtype=torch.int64))
+    assert trainer.steps == 0
+    generator, discriminator = networks()
+    with pytest.raises(ValueError, match=r"the networks must lie on one device, got \['cpu', 'meta'\]"):
+        Trainer(generator, discriminator.to("meta"))
+
+
+def test_networks_loaded_for_use_are_put_back_into_training():
+    generator, discriminator = networks()
+    Trainer(generator.eval(), discriminator.eval())
+    assert generator.training
+    assert discriminator.training
+
+
+def test_a_copy_of_the_networks_does_not_share_the_average():
+    generator, discriminator = networks()
+    trainer = Trainer(generator, discriminator)
+    start = copy.deepcopy(trainer.ema)
+    trainer.step(batches(1)[0])
+    assert not torch.equal(weights(start), weights(trainer.ema))
+    assert not torch.equal(weights(generator), weights(trainer.ema))
