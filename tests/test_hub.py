@@ -79,6 +79,10 @@ def test_what_does_not_fit_is_refused_with_reasons(saved, spoil, message):
         Generator.from_pretrained(folder)
 
 
+def widen(path):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_channels": 4}))
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-1])
 

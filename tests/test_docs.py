@@ -1,0 +1,86 @@
+"""The README and the documentation do what they say: their Python runs and their commands parse."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dcgan import Discriminator, Generator
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+FENCE = re.compile(r"^(<!-- not run: .+ -->\n)?```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def fences(page, language):
+    found = FENCE.findall(page.read_text(encoding="utf-8"))
+    return [code for skipped, name, code in found if name == language and not skipped]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if fences(page, "python")], ids=lambda page: page.name)
+def test_python_on_the_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Generator(image_size=32, channels=1, base_channels=4).save_pretrained("runs/digits")
+    Discriminator(image_size=32, channels=1, base_channels=4).save_pretrained("runs/digits")
+    namespace = {"__name__": "page"}
+    for code in fences(page, "python"):
+        exec(compile(code, page.name, "exec"), namespace)
+
+
+def commands():
+    for page in PAGES:
+        for code in fences(page, "console"):
+            for line in code.replace("\\\n", " ").splitlines():
+                if line.startswith("$ dcgan "):
+                    yield pytest.param(line.removeprefix("$ dcgan "), id=f"{page.name}: {line}")
+
+
+@pytest.mark.parametrize("command", list(commands()))
+def test_commands_on_the_pages_parse(command, tmp_path, monkeypatch):
+    from dcgan.cli import app
+    from dcgan.recipe import Recipe
+
+    monkeypatch.chdir(tmp_path)
+    for folder in re.findall(r"--resume (\S+)", command):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "recipe.yaml").write_text(Recipe().resolved().to_yaml())
+    for file in re.findall(r"--config (\S+)", command):
+        (tmp_path / file).write_text("data: mnist\n")
+    tokens = shlex.split(command, comments=True)
+    if not {"--help", "--version"} & set(tokens):
+        app.parse_args(tokens, exit_on_error=False)
+
+
+def test_links_and_pictures_are_there():
+    for page in PAGES:
+        text = FENCE.sub("", page.read_text(encoding="utf-8"))
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2].partition("\n\n")[0]
+    assert sorted(re.findall(r"\S+\.md", navigation)) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+def test_every_option_of_training_is_documented():
+    from dataclasses import fields
+
+    from dcgan.recipe import Recipe
+
+    text = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    assert [f.name for f in fields(Recipe) if f"--{f.name.replace('_', '-')}" not in text] == []
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_examples_run(example, tmp_path):
+    subprocess.run([sys.executable, str(example)], cwd=tmp_path, check=True, timeout=120)
+
+
+def test_there_are_examples():
+    assert EXAMPLES
