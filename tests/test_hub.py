@@ -63,8 +63,8 @@ def test_a_saved_network_in_channels_last_is_the_same_network(saved, tmp_path):
         (lambda f: (f / "config.json").write_text('{"sise": 3}'), r"config.json does not fit Generator: .*'sise'"),
         (lambda f: (f / "config.json").write_text('{"kernel_size": 9}'), r"kernel_size must be one of 3, 4, 5, got 9"),
         (
-            lambda f: (f / "config.json").write_text("{}"),
-            r"missing blocks.16x16.*; misshapen blocks.4x4.conv",
+            lambda f: widen(f / "config.json"),
+            r"misshapen blocks.4x12.conv.weight \(6, 4, 4, 12\) instead of \(6, 8,",
         ),
         (lambda f: (f / "config.json").write_text('{"class": "Discriminator"}'), r"a Discriminator, not a Generator"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 100), r"is not a whole safetensors file"),
