@@ -1,16 +1,24 @@
 """Networks as files: `config.json` and `model.safetensors`, in a folder or in a repository on the Hugging Face Hub."""
 
 import json
+import logging
 import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dcgan.files import replacing
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+logger = logging.getLogger(__name__)
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 class Pretrained(nn.Module):
@@ -37,6 +45,8 @@ class Pretrained(nn.Module):
     ) -> Self:
         """Load a network from a folder, such as that of a run, or from the Hub; it is in evaluation mode.
 
+        Nothing in the files is executed, and a network is returned whole or not at all.
+
         Args:
             name_or_path: A folder, or a repository `"organisation/name"`.
             revision: Branch, tag or commit of the repository.
@@ -48,100 +58,238 @@ class Pretrained(nn.Module):
             dtype: Floating-point type of the weights, if not that of the file.
 
         Raises:
-            FileNotFoundError: If there is no such folder, repository or file.
+            FileNotFoundError: If there is no such folder, repository, revision or file.
+            PermissionError: If the repository asks for a token, or for another one.
+            OSError: If the download fails.
             ValueError: If the configuration or the weights do not fit this class.
         """
         names = [f"{cls.subfolder}/{file}".lstrip("/") for file in (CONFIG, WEIGHTS)]
         if Path(name_or_path).is_dir():
-            paths = [Path(name_or_path, name) for name in names]
-            if absent := [path for path in paths if not path.is_file()]:
-                raise FileNotFoundError(f"{name_or_path} holds no {cls.__name__}: {absent[0]} is missing")
+            config_path, weights_path = _local(Path(name_or_path), names, cls.__name__)
         else:
-            paths = _download(
-                os.fspath(name_or_path),
-                names,
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                local_files_only=local_files_only,
-                force_download=force_download,
-            )
-        network = cls._from_files(*paths, device=torch.device(device))
+            options = {
+                "cache_dir": cache_dir,
+                "token": token,
+                "local_files_only": local_files_only,
+                "force_download": force_download,
+            }
+            config_path, weights_path = _download(os.fspath(name_or_path), names, revision, cls.__name__, options)
+        network = cls._from_files(config_path, weights_path, device=str(device))
         return network.to(dtype=dtype) if dtype is not None else network
 
     @classmethod
-    def _from_files(cls, config_path: Path, weights_path: Path, *, device: torch.device) -> Self:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            config = json.loads(config_path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{config_path} is not JSON: {error}") from error
-        if not isinstance(config, dict):
-            raise ValueError(f"{config_path} must hold a JSON object, got {type(config).__name__}")  # noqa: TRY004
+    def _from_files(cls, config_path: Path, weights_path: Path, *, device: str) -> Self:
+        config = _read_config(config_path)
+        state, saved_config = _read_weights(weights_path, device)
+        if saved_config is not None and saved_config != config:
+            # A save was cut between its two files: the weights are the newer and know what they belong to.
+            logger.warning("%s is not what the weights beside it were saved with: using theirs", config_path)
+            config = saved_config
         if (kind := config.pop("class", cls.__name__)) != cls.__name__:
             raise ValueError(f"{config_path} describes a {kind}, not a {cls.__name__}")
+        writer = config.pop("dcgan", None)
         try:
-            with torch.device("meta"):  # no memory and no random weights for what is about to be replaced
+            with _Skeleton():
                 network = cls(**config)
-        except TypeError as error:
-            raise ValueError(f"{config_path} does not fit {cls.__name__}: {error}") from error
-        try:
-            state = load_file(weights_path, device=str(device))
-        except SafetensorError as error:
-            raise ValueError(f"{weights_path} is not a whole safetensors file: {error}") from error
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            import dcgan
+
+            by = f"; it was written by dcgan {writer}, and this is {dcgan.__version__}" if writer else ""
+            raise ValueError(f"{config_path} does not describe a {cls.__name__}: {error}{by}") from error
         expect_fit(state, network.state_dict(), f"{weights_path} does not fit the {cls.__name__} of {CONFIG}")
         network.load_state_dict(state, assign=True)
         return network.eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the configuration and the weights into `folder`, each file whole or not at all; return its path.
+        """Write the configuration and the weights into `folder`; return the path of the files.
 
-        A discriminator goes into `folder/discriminator`, beside its generator.
+        A discriminator goes into `folder/discriminator`, beside its generator. A kill at any moment, or a full disk,
+        leaves the network that was there before, or this one.
         """
-        from safetensors.torch import save
+        import dcgan
 
         target = Path(folder, self.subfolder)
         target.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        config = {"class": type(self).__name__, **self.config}
-        for name, data in {WEIGHTS: save(state, {"format": "pt"}), CONFIG: _json(config)}.items():
+        config = {"class": type(self).__name__, "dcgan": dcgan.__version__, **self.config}
+
+        from safetensors.torch import save
+
+        # The weights come first and carry the configuration: from the moment they are in place, the new network is.
+        # One entry alone, since safetensors writes several in an order of its own, each time another.
+        weights = save(state, metadata={"config": json.dumps(config)})
+        for name, data in ((WEIGHTS, weights), (CONFIG, f"{json.dumps(config, indent=2)}\n".encode())):
             with replacing(target / name) as file:
                 file.write(data)
         return target
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        commit_message: str | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        card: str | None = None,
+    ) -> str:
+        """Upload the network in one commit, to a repository that is made if there is none; return the commit's URL.
 
-def _json(config: dict[str, Any]) -> bytes:
-    return (json.dumps(config, indent=2) + "\n").encode()
+        A repository without a model card gets a plain one; `dcgan.card.model_card` writes a fuller one.
+
+        Args:
+            repo_id: Repository `"organisation/name"`.
+            private: Whether a repository that is made is private.
+            commit_message: By default, one that names the class.
+            token: Access token; by default the one that is logged in.
+            revision: Branch to commit to.
+            card: Text of README.md, replacing the one that is there.
+
+        Raises:
+            PermissionError: If there is no token, or it does not allow this.
+            OSError: If the upload fails.
+            ValueError: If `repo_id` is not a repository's name.
+        """
+        from huggingface_hub import HfApi
+
+        from dcgan.card import model_card
+
+        api = HfApi(token=token)
+        message = commit_message or f"Upload {type(self).__name__}"
+        with tempfile.TemporaryDirectory() as folder, _explained(repo_id, revision):
+            self.save_pretrained(folder)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            if card is None and not api.file_exists(repo_id, CARD, revision=revision):
+                card = model_card(repo_id, self.config)
+            if card is not None:
+                Path(folder, CARD).write_text(card, encoding="utf-8")
+            commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision)
+        return str(commit.commit_url)
 
 
-def _download(repo_id: str, names: list[str], **options: Any) -> list[Path]:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError
+class _Skeleton(TorchFunctionMode):
+    """Build modules without memory and without drawing weights, for what is about to be replaced."""
+
+    _MAKERS = frozenset({torch.empty, torch.zeros, torch.ones, torch.tensor})
+    _FILLERS = frozenset({"normal_", "uniform_", "kaiming_uniform_", "zeros_", "ones_", "zero_", "fill_"})
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._MAKERS:
+            return func(*args, **{**kwargs, "device": "meta"})
+        if getattr(func, "__name__", "") in self._FILLERS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def _local(folder: Path, names: list[str], kind: str) -> list[Path]:
+    paths = [folder / name for name in names]
+    if absent := [path for path in paths if not path.is_file()]:
+        raise FileNotFoundError(
+            f"{folder} holds no {kind}: {absent[0]} is missing{_pickled(path.name for path in folder.iterdir())}"
+        )
+    return paths
+
+
+def _pickled(names: Iterable[str]) -> str:
+    pickles = sorted(name for name in names if name.endswith(_PICKLES))
+    return f"; for the weights in {', '.join(pickles[:3])} there is `dcgan convert`" if pickles else ""
+
+
+def _download(
+    repo_id: str, names: list[str], revision: str | None, kind: str, options: dict[str, Any]
+) -> tuple[Path, ...]:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    with _explained(repo_id, revision):
+        try:
+            config = Path(hf_hub_download(repo_id, names[0], revision=revision, **options))
+            # Files of one commit, whatever is pushed meanwhile: the cache has a folder for each.
+            commit = config.parents[names[0].count("/")].name
+            return config, Path(hf_hub_download(repo_id, names[1], revision=commit, **options))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError as error:
+            there = HfApi(token=options["token"]).list_repo_files(repo_id, revision=revision)
+            absent = next(name for name in names if name not in there)
+            raise FileNotFoundError(f"{repo_id} holds no {kind}: {absent} is missing{_pickled(there)}") from error
+
+
+@contextmanager
+def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Say what the client's errors mean for who asked."""
+    from huggingface_hub import errors
+
+    where = f"{repo_id} on the Hub"
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise FileNotFoundError(f"there is no folder {repo_id!r}, nor can it be a repository's name") from error
+    except errors.GatedRepoError as error:
+        raise PermissionError(f"{where} is open to those only whom its owners let in: ask on its page") from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no folder {repo_id!r} and no repository {where}, unless it is private: pass token=, or log in"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{where} has no revision {revision!r}") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise FileNotFoundError(f"{where} cannot be reached, or must not be, and the cache has no copy") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")  # noqa: TRY004
+    return config
+
+
+def _read_weights(path: Path, device: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Return the tensors and the configuration saved with them; both lie in a file of their own size, never more."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return [Path(hf_hub_download(repo_id, name, **options)) for name in names]
-    except HFValidationError as error:
-        raise FileNotFoundError(f"there is no folder {repo_id!r}, nor can it be a repository's name") from error
+        with safe_open(path, "pt", device) as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+        saved_config = json.loads(metadata["config"]) if "config" in metadata else None
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    return state, saved_config if isinstance(saved_config, dict) else None
 
 
 def expect_fit(state: dict[str, Tensor], expected: dict[str, Tensor], message: str) -> None:
-    """Check that two sets of tensors have the same names and shapes.
+    """Check that two sets of tensors have the same names, shapes and kinds of numbers.
 
     Raises:
         ValueError: If they have not; after `message`, it lists what is missing, unexpected and misshapen.
     """
-    shared = sorted(state.keys() & expected.keys())
     misshapen = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in shared
-        if state[name].shape != expected[name].shape
+        f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+        for name, tensor in sorted(state.items())
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    floating = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    mistyped = [
+        f"{name} {tensor.dtype}"
+        for name, tensor in sorted(state.items())
+        if name in expected and tensor.is_floating_point() != expected[name].is_floating_point()
     ]
     faults = {
         "missing": sorted(expected.keys() - state.keys()),
         "unexpected": sorted(state.keys() - expected.keys()),
         "misshapen": misshapen,
+        "mistyped": mistyped or (sorted(map(str, floating)) if len(floating) > 1 else []),
     }
     if any(faults.values()):
-        raise ValueError(f"{message}: " + "; ".join(f"{k} {', '.join(v)}" for k, v in faults.items() if v))
+        raise ValueError(f"{message}: " + "; ".join(f"{k} {_listed(v)}" for k, v in faults.items() if v))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

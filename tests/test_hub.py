@@ -38,7 +38,8 @@ def test_files_are_where_the_hub_has_them(saved):
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     parts = ("config.json", "model.safetensors")
     assert files == {*parts, *(f"discriminator/{part}" for part in parts)}
-    assert json.loads((folder / "config.json").read_text()) == {"class": "Generator", **generator.config}
+    written = {"class": "Generator", "dcgan": dcgan.__version__, **generator.config}
+    assert json.loads((folder / "config.json").read_text()) == written
 
 
 def test_loading_draws_no_random_numbers_and_takes_device_and_dtype(saved):
@@ -60,7 +61,10 @@ def test_a_saved_network_in_channels_last_is_the_same_network(saved, tmp_path):
     [
         (lambda f: (f / "config.json").write_text("{"), r"config.json is not JSON"),
         (lambda f: (f / "config.json").write_text("[1]"), r"config.json must hold a JSON object, got list"),
-        (lambda f: (f / "config.json").write_text('{"sise": 3}'), r"config.json does not fit Generator: .*'sise'"),
+        (
+            lambda f: (f / "config.json").write_text('{"sise": 3}'),
+            r"config.json does not describe a Generator: .*'sise'",
+        ),
         (lambda f: (f / "config.json").write_text('{"kernel_size": 9}'), r"kernel_size must be one of 3, 4, 5, got 9"),
         (
             lambda f: widen(f / "config.json"),
@@ -74,8 +78,31 @@ def test_a_saved_network_in_channels_last_is_the_same_network(saved, tmp_path):
 )
 def test_what_does_not_fit_is_refused_with_reasons(saved, spoil, message):
     folder, *_ = saved
+    weights = folder / "model.safetensors"
+    save_file(load_file(weights), weights)  # as other tools write it: without the configuration inside
     spoil(folder)
     with pytest.raises(ValueError, match=message):
+        Generator.from_pretrained(folder)
+
+
+def test_a_save_that_was_cut_between_its_files_is_the_new_network(saved, caplog):
+    folder, *_ = saved
+    old = (folder / "config.json").read_bytes()
+    other = Generator(latent_dim=3, **TINY)
+    other.save_pretrained(folder)
+    (folder / "config.json").write_bytes(old)
+    loaded = Generator.from_pretrained(folder)
+    assert loaded.config == other.config
+    assert "is not what the weights beside it were saved with" in caplog.text
+
+
+def test_arguments_of_a_later_version_are_refused_by_name(saved):
+    folder, generator, _ = saved
+    generator.config["attention"] = True
+    generator.save_pretrained(folder)
+    with pytest.raises(
+        ValueError, match=r"unexpected keyword argument 'attention'; it was written by dcgan .*, and this"
+    ):
         Generator.from_pretrained(folder)
 
 

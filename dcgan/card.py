@@ -1,0 +1,72 @@
+"""Model cards: the README.md of a network's repository."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_card(
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    architecture: str | None = None,
+    dataset: str | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    recipe: str | None = None,
+    figures: Mapping[str, str] | None = None,
+    licence: str | None = None,
+    picture: str | None = None,
+) -> str:
+    """Write a model card; what is not given is left out, and a licence that is not given is said to be missing.
+
+    Args:
+        name: Its title, such as `"organisation/dcgan-celeba"`; the example loads from it.
+        config: The network's arguments.
+        architecture: Name of the published network that these are a version of.
+        dataset: What it was trained on.
+        steps: How many batches of it.
+        batch_size: Images a batch.
+        recipe: The run's options, in YAML.
+        figures: Measured quality with its protocol, such as `{"FID": "31.2 (50,000 samples, CIFAR-10 train, ...)"}`.
+        licence: Identifier of the licence of the weights, such as `"mit"`.
+        picture: Path, inside the repository, of generated images.
+    """
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        library_name="dcgan",
+        pipeline_tag="unconditional-image-generation",
+        tags=["gan", "dcgan"],
+        license=licence,
+        datasets=[dataset] if dataset else None,
+    )
+    size, channels = config["image_size"], config["channels"]
+    height, width = (size, size) if isinstance(size, int) else size
+    training = f", trained on {dataset}" if dataset else ""
+    training += f" for {steps:,} steps" if steps is not None else ""
+    training += f" of {batch_size} images" if steps is not None and batch_size else ""
+    network = f"the {architecture} architecture" if architecture else "its own architecture"
+    parts = [
+        f"---\n{data.to_yaml()}\n---\n# {name}",
+        f"A deep convolutional GAN of {network} for {height}×{width} images of {channels} channels{training}.",
+        _USE.format(name=name),
+    ]
+    if picture:
+        parts.append(f"![Generated images]({picture})")
+    if figures:
+        rows = "\n".join(f"| {figure} | {value} |" for figure, value in figures.items())
+        parts.append(f"## Figures\n\n| figure | value and protocol |\n|---|---|\n{rows}")
+    arguments = "\n".join(f"| `{key}` | `{value}` |" for key, value in config.items())
+    parts.append(f"## Architecture\n\n| argument | value |\n|---|---|\n{arguments}")
+    if recipe:
+        parts.append(f"## Recipe\n\n```yaml\n{recipe.rstrip()}\n```")
+    parts.append(f"## Licence\n\n{licence or 'Not stated by whoever trained it.'}")
+    return "\n\n".join(parts) + "\n"
+
+
+_USE = """```python
+from dcgan import Generator
+
+generator = Generator.from_pretrained("{name}")
+images = generator.sample(16, seed=0)
+```"""
