@@ -247,7 +247,7 @@ class _Databases:
     def __getitem__(self, index: int, /) -> bytes:
         number, key = self._keys[index]
         with self._open[number].begin() as transaction:
-            return bytes(transaction.get(key))
+            return transaction.get(key) or b""
 
 
 class _Set(NamedTuple):
