@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from dcgan import data
+from dcgan.hub import Pretrained
 from dcgan.models import Discriminator, Generator
 from dcgan.recipe import Recipe
 from dcgan.trainer import Trainer
@@ -27,43 +28,54 @@ def device_named(name: str) -> torch.device:
 
 
 def networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
-    """Build or load the networks, and the recipe that they resolve."""
-    loaded: dict[str, Any] = {}
-    for kind, name in ((Generator, recipe.generator), (Discriminator, recipe.discriminator)):
-        if name is None:
-            continue
-        network = kind.from_pretrained(name)
-        loaded[kind.__name__] = network
-        for field in ("image_size", "channels"):
-            value = network.config[field]
-            value = tuple(value) if isinstance(value, list) else value
-            if (asked := getattr(recipe, field)) not in (None, value):
-                raise ValueError(f"the {kind.__name__.lower()} of {name} has {field} {value}, and the recipe {asked}")
-            recipe = recipe.replace(**{field: value})
+    """Build or load the networks; return them and the resolved recipe, which takes over what loaded ones settle.
+
+    Raises:
+        ValueError: If a loaded network is not what the recipe asks for, or as the networks themselves.
+    """
+    generator, discriminator = None, None
+    if recipe.generator is not None:
+        generator = Generator.from_pretrained(recipe.generator)
+        recipe = _taking_over(recipe, generator, recipe.generator, _SHARED | _GENERATOR)
+    if recipe.discriminator is not None:
+        discriminator = Discriminator.from_pretrained(recipe.discriminator)
+        size = {name: _SHARED[name] for name in ("image_size", "channels")}
+        recipe = _taking_over(recipe, discriminator, recipe.discriminator, size | _DISCRIMINATOR)
     recipe = recipe.resolved()
 
-    def arguments(*names: str, **renamed: Any) -> dict[str, Any]:
-        shared = (
-            "image_size",
-            "channels",
-            "max_channels",
-            "kernel_size",
-            "stages",
-            "convs_per_stage",
-            "stem",
-            "bias",
-        )
-        values = {name: getattr(recipe, name) for name in (*shared, *names)} | renamed
-        return {name: value for name, value in values.items() if value is not None}
+    def arguments(fields: dict[str, str]) -> dict[str, Any]:
+        values = {argument: getattr(recipe, field) for field, argument in fields.items()}
+        return {argument: value for argument, value in values.items() if value is not None}
 
-    g_arguments = arguments("latent_dim", "norm", "upsample", "latent", base_channels=recipe.g_channels)
-    d_arguments = arguments(base_channels=recipe.d_channels, norm=recipe.d_norm or recipe.norm)
     # Fresh weights are a function of the seed alone, and leave the process's own random state as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        generator = Generator.from_architecture(recipe.architecture, **g_arguments)
-        discriminator = Discriminator.from_architecture(recipe.architecture, **d_arguments)
-    return recipe, loaded.get("Generator", generator), loaded.get("Discriminator", discriminator)
+        if generator is None:
+            generator = Generator.from_architecture(recipe.architecture, **arguments(_SHARED | _GENERATOR))
+        if discriminator is None:
+            same_norm = arguments({"norm": "norm"})  # unless d_norm is given
+            own = same_norm | arguments(_SHARED | _DISCRIMINATOR)
+            discriminator = Discriminator.from_architecture(recipe.architecture, **own)
+    return recipe, generator, discriminator
+
+
+# The recipe's fields, and the arguments of the networks that they are.
+_SHARED = {
+    name: name
+    for name in ("image_size", "channels", "max_channels", "kernel_size", "stages", "convs_per_stage", "stem", "bias")
+}
+_GENERATOR = {"g_channels": "base_channels", **{name: name for name in ("latent_dim", "norm", "upsample", "latent")}}
+_DISCRIMINATOR = {"d_channels": "base_channels", "d_norm": "norm"}
+
+
+def _taking_over(recipe: Recipe, network: Pretrained, name: str, fields: dict[str, str]) -> Recipe:
+    for field, argument in fields.items():
+        value = network.config[argument]
+        value = tuple(value) if isinstance(value, list) else value
+        if (asked := getattr(recipe, field)) not in (None, value):
+            raise ValueError(f"the {type(network).__name__.lower()} of {name} has {field} {value}, the recipe {asked}")
+        recipe = recipe.replace(**{field: value})
+    return recipe
 
 
 def images(recipe: Recipe, progress: Callable[[int, int], None] | None) -> data.Images:

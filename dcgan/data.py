@@ -102,9 +102,9 @@ def load(
     if workers is not None and workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
     if skip_bad and not cache:
-        raise ValueError("skip_bad=True needs a packed file, got cache=False: only a full pass finds what is bad")
+        raise ValueError("skip_bad needs a packed file, and the cache is off: only a full pass finds what is bad")
     if name == "folder" and root is None:
-        raise ValueError("root must be the folder of images when name is 'folder', got None")
+        raise ValueError("the set 'folder' needs root, the folder of images")
 
     folder = cache_folder() / "sets" if root is None else Path(root).expanduser()
     decoder = Decoder(find(name, folder, classes), (height, width), channels, resize)

@@ -51,7 +51,7 @@ class BadImages(ValueError):  # noqa: N818 (it holds images, not one error)
         self.failures = failures
 
     def __str__(self) -> str:
-        lines = [f"{len(self.failures)} unreadable image(s), which skip_bad=True would leave out:"]
+        lines = [f"{len(self.failures)} unreadable image(s), which skip_bad would leave out:"]
         lines += [f"{file}: {reason}" for file, reason in self.failures[:20]]
         if len(self.failures) > 20:
             lines.append(f"and {len(self.failures) - 20} more")

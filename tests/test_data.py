@@ -307,7 +307,7 @@ def test_links_are_followed_and_cycles_end(tmp_path):
         (
             {"name": "digits", "skip_bad": True, "cache": False},
             ValueError,
-            "skip_bad=True needs a packed file",
+            "skip_bad needs a packed file",
         ),
     ],
 )
