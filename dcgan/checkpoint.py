@@ -1,5 +1,6 @@
 """Training state on disk: `step-000500.pt` files, each whole or not there, loadable weights-only."""
 
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2) -> Pa
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}.pt"
+    buffer = io.BytesIO()  # writing to a full disk itself, torch hides the OSError behind a RuntimeError
+    torch.save(state, buffer)
     with replacing(path) as file:
-        torch.save(state, file)
+        file.write(buffer.getbuffer())
     for old in saved(folder)[: -max(keep, 1)]:
         old.unlink()
     for leftover in folder.glob(".*.tmp"):  # of processes that were killed

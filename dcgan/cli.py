@@ -13,6 +13,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
+import yaml
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Yaml
 from rich.console import Console
@@ -42,7 +43,16 @@ def _recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
             raise UsageError(f"there is no recipe file {path}")
     else:
         return
+    try:
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"{path} is not YAML: {error}") from error
     Yaml(path, use_commands_as_keys=False)(app, commands, arguments)
+    lengths = {argument.name: argument for argument in arguments if argument.name in {"--steps", "--epochs"}}
+    if len(lengths.keys() & given.keys()) == 1:
+        # A length on the command line replaces that of the file, whichever unit either has.
+        for name in lengths.keys() - given.keys():
+            lengths[name].tokens.clear()
 
 
 _DEFAULTS = Recipe()
@@ -83,6 +93,8 @@ def train(
             return 0
         if resume is not None and out is not None:
             raise UsageError("a resumed run stays where it is: leave --out out")
+        if resume is not None and dry_run:
+            raise UsageError("--dry-run starts a run afresh: leave --resume out")
     if dry_run:
         return _dry_run(recipe)
     from dcgan.run import Run
@@ -232,6 +244,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except SystemExit:  # rich's own answer to a reader that went away
+        return 0
     return code
 
 
@@ -280,16 +294,11 @@ def _describe(run: "Run") -> None:
 
 
 def _dry_run(recipe: Recipe) -> int:
-
     from dcgan.run import Run
 
     with tempfile.TemporaryDirectory() as folder, mistakes():
         with progress_bar("decoding", "img") as progress:
-            run = Run.start(
-                recipe.replace(steps=1, epochs=None, generator=recipe.generator),
-                Path(folder),
-                progress=progress,
-            )
+            run = Run.start(recipe.replace(steps=1, epochs=None), Path(folder), progress=progress)
         _describe(run)
         with failures():
             for _ in run.train():

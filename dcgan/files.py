@@ -21,6 +21,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     _flush_folder(path.parent)

@@ -174,12 +174,12 @@ class Run:
             "counts": self._counts,
             "images": len(self.images),
         }
-        path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=self.recipe.keep)
+        # The networks go first: where there is a state, there are networks for `resume` to load it into.
         self.published().save_pretrained(self.folder)
         self.trainer.discriminator.save_pretrained(self.folder)
+        path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=self.recipe.keep)
         self._write("README.md", self._card())
-        frames = sorted((self.folder / "samples").glob("step-*.png"))
-        if frames:
+        if frames := self._frames():
             stride = -(-len(frames) // _GIF_FRAMES)
             images.save_gif(self.folder / "samples.gif", frames[::-1][::stride][::-1])
         return path
@@ -223,11 +223,18 @@ class Run:
         return record
 
     def _forget_after(self, step: int) -> None:
-        """Drop what was logged after the checkpoint, and a line that a kill cut short."""
+        """Drop what was logged and sampled after the checkpoint, and what a kill cut short."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
         self._write("metrics.jsonl", "".join(kept))
+        late = [frame for frame in self._frames() if _step_of(frame) > step]
+        for leftover in (*late, *self.folder.rglob(".*.tmp")):
+            leftover.unlink()
+
+    def _frames(self) -> list[Path]:
+        """Return the sample grids, by step."""
+        return sorted((self.folder / "samples").glob("step-*.png"), key=_step_of)
 
     def _write(self, name: str, text: str) -> None:
         with replacing(self.folder / name) as file:
@@ -264,9 +271,13 @@ images = generator.sample(16, seed=0)
 """
 
 
+def _step_of(frame: Path) -> int:
+    return int(frame.stem.removeprefix("step-"))
+
+
 def _extended(stored: Recipe, recipe: Recipe) -> Recipe:
     # A new length replaces the old one, whichever unit either has.
-    if recipe.steps != stored.steps:
+    if recipe.steps not in (None, stored.steps):
         recipe = recipe.replace(epochs=None)
     elif recipe.epochs != stored.epochs:
         recipe = recipe.replace(steps=None)

@@ -1,0 +1,103 @@
+"""Training state on disk: whole or refused, never executed, the newest ones kept."""
+
+import errno
+import os
+import pickle
+
+import pytest
+import torch
+
+from dcgan import checkpoint
+
+
+def state_of(step):
+    return {"step": step, "weights": torch.full((3, 2), float(step)), "groups": [{"lr": 0.1}]}
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_state_comes_back_as_it_was_saved(tmp_path):
+    path = checkpoint.save(tmp_path / "state", state_of(7), step=7)
+    assert path == tmp_path / "state" / "step-000007.pt"
+    loaded = checkpoint.load(path)
+    assert loaded["step"] == 7
+    assert loaded["groups"] == [{"lr": 0.1}]
+    assert torch.equal(loaded["weights"], torch.full((3, 2), 7.0))
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [20, 30]), (3, [10, 20, 30]), (9, [10, 20, 30]), (0, [30])])
+def test_the_newest_states_are_kept(tmp_path, keep, left):
+    for step in (10, 20, 30):
+        checkpoint.save(tmp_path, state_of(step), step=step, keep=keep)
+    assert names(tmp_path) == [f"step-{step:06d}.pt" for step in left]
+
+
+def test_states_are_ordered_by_number_beyond_six_digits(tmp_path):
+    for step in (1_000_000, 999_999, 10_000_000):
+        checkpoint.save(tmp_path, state_of(step), step=step, keep=5)
+    assert [path.stem for path in checkpoint.saved(tmp_path)] == ["step-999999", "step-1000000", "step-10000000"]
+    checkpoint.save(tmp_path, state_of(10_000_001), step=10_000_001, keep=2)
+    assert names(tmp_path) == ["step-10000000.pt", "step-10000001.pt"]
+
+
+def test_other_files_in_the_folder_are_no_states(tmp_path):
+    for name in ("step-.pt", "step-5.pt.bak", "step-x.pt", "notes.txt"):
+        (tmp_path / name).touch()
+    assert checkpoint.saved(tmp_path) == []
+    assert checkpoint.saved(tmp_path / "missing") == []
+
+
+def test_leftovers_of_killed_writers_are_removed(tmp_path):
+    (tmp_path / ".step-000001.pt.123.tmp").write_bytes(b"half a state")
+    checkpoint.save(tmp_path, state_of(2), step=2)
+    assert names(tmp_path) == ["step-000002.pt"]
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.99])
+def test_a_truncated_state_is_refused_by_name(tmp_path, share):
+    path = checkpoint.save(tmp_path, state_of(1), step=1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"step-000001\.pt is not a whole training state"):
+        checkpoint.load(path)
+
+
+def test_code_in_a_state_is_refused_and_not_executed(tmp_path):
+    path, trace = tmp_path / "step-000001.pt", tmp_path / "executed"
+
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(trace),)
+
+    for write in (lambda: torch.save({"state": Code()}, path), lambda: path.write_bytes(pickle.dumps(Code()))):
+        write()
+        with pytest.raises(ValueError, match=r"step-000001\.pt is not a whole training state"):
+            checkpoint.load(path)
+        assert not trace.exists()
+
+
+def test_a_state_must_be_a_dictionary(tmp_path):
+    torch.save([1, 2], tmp_path / "step-000001.pt")
+    with pytest.raises(ValueError, match="must hold a dictionary, got list"):
+        checkpoint.load(tmp_path / "step-000001.pt")
+
+
+def test_a_missing_state_is_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="step-000001"):
+        checkpoint.load(tmp_path / "step-000001.pt")
+
+
+def test_an_error_while_writing_leaves_the_old_state_and_names_the_file(tmp_path, monkeypatch):
+    path = checkpoint.save(tmp_path, state_of(1), step=1)
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device.*step-000001\.pt"):
+        checkpoint.save(tmp_path, {"other": 1}, step=1)
+    assert names(tmp_path) == ["step-000001.pt"]
+    assert path.read_bytes() == before

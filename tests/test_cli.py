@@ -1,0 +1,310 @@
+"""The command line: what users type, rightly and wrongly, and real processes with signals."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import dcgan
+from dcgan import Generator, checkpoint, cli
+from dcgan.recipe import Recipe
+from dcgan.terminal import signals
+from dcgan.trainer import Trainer
+
+SMALL = shlex.split("--g-channels 4 --d-channels 4 --image-size 16 --samples 4 --device cpu")
+TINY = [*SMALL, "--batch-size", "8"]
+
+_FLAGS = """
+--architecture --augment --batch-size --beta1 --beta2 --bias --cache --cache-dir --channels --classes --config
+--convs-per-stage --d-channels --d-norm --d-steps --data --device --discriminator --dry-run --ema-decay
+--epochs --flip --g-channels --generator --gradient-penalty --image-size --keep --kernel-size
+--label-smoothing --latent --latent-dim --log-every --loss --lr --max-channels --no-augment --no-bias
+--no-cache --no-flip --no-skip-bad --norm --out --precision --print-recipe --r1 --resize --resume --root
+--sample-every --samples --save-every --schedule --seed --skip-bad --stages --stem --steps --upsample
+--weight-decay --workers
+"""
+FLAGS = set(_FLAGS.split())
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def dcgan_says(capfd):
+    """Run a command in this process; return its exit code and what it printed to the two streams, on one line each."""
+
+    def run(*arguments):
+        capfd.readouterr()
+        code = cli.main([*map(str, arguments)])
+        captured = capfd.readouterr()
+        out, err = (re.sub(r"[│╭╮╰╯─\s]+", " ", text).strip() for text in captured)
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert cli.main(["train", *TINY, "--steps", "3", "--out", str(folder)]) == 0
+    return folder
+
+
+def python(*arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(dcgan.__file__).parents[1])}
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env=environment,
+        text=True,
+        stdout=options.pop("stdout", subprocess.PIPE),
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def wait_for(path, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.005)
+
+
+def test_help_lists_the_commands(dcgan_says):
+    code, out, _ = dcgan_says("--help")
+    assert code == 0
+    assert all(command in out for command in ("train", "generate", "bench"))
+
+
+def test_the_flags_of_train_are_these(dcgan_says):
+    """A flag that goes or changes its name breaks somebody's script: change this list on purpose only."""
+    code, out, _ = dcgan_says("train", "--help")
+    assert code == 0
+    listed = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", out)) - {"--no"}
+    assert listed == FLAGS
+
+
+def test_every_field_of_a_recipe_is_a_flag():
+    fields = {f"--{name.replace('_', '-')}" for name in Recipe.__dataclass_fields__}
+    assert fields <= FLAGS
+
+
+def test_the_version_is_printed(dcgan_says):
+    assert dcgan_says("--version") == (0, dcgan.__version__, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--help",
+        "train --help",
+        "generate --help",
+        "--version",
+        "trian",
+        "train --lerning-rate 1",
+        "train --print-recipe",
+    ],
+)
+def test_help_and_typos_are_answered_without_torch(arguments):
+    code = "import sys; from dcgan.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    process = python("-c", code, *arguments.split())
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_the_check_for_torch_can_fail():
+    process = python("-c", "import dcgan.trainer, sys; sys.exit('torch' in sys.modules)")
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("arguments", ["train --help", "train --print-recipe", "--version"])
+def test_a_reader_that_goes_away_is_no_error(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = python("-m", "dcgan", *arguments.split(), stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
+MISTAKES = {
+    "trian": 'Unknown command "trian". Did you mean "train"?',
+    "train extra": "Unused Tokens: ['extra']",
+    "train --batchsize 3": "Unknown option: --batchsize. Did you mean --batch-size?",
+    "train --out": "--out requires an argument",
+    "train --lr abc": 'Invalid value for --lr: unable to convert "abc" into float',
+    "train --lr -1": "learning rate",
+    "train --data cifar": 'Did you mean "cifar10"?',
+    "train --data folder": "root must be the folder of images",
+    "train --data folder --root missing": "root must be a folder of images, got missing, which does not exist",
+    "train --image-size 50": "image_size must be a multiple of 16, or halve down to 7 or less, got 50",
+    "train --image-size 16x": "image size must be SIDE or HEIGHTxWIDTH, got 16x",
+    "train --image-size 0": "image_size must be at least 1, got 0",
+    "train --channels 2": 'Invalid value "2" for --channels. Choose from: 1, 3, 4.',
+    "train --steps 0": "steps must be at least 1, got 0",
+    "train --steps 10 --epochs 3": "steps and epochs exclude each other, got 10 and 3",
+    "train --batch-size 0": "batch_size must be at least 1, got 0",
+    "train --batch-size 5000": "batch_size must be at most the number of images, 1797, got 5000",
+    "train --device nonsense": "device 'nonsense' is not to be had here",
+    "train --ema-decay 1": "ema_decay must be in [0, 1) or None, got 1.0",
+    "train --augment blur": 'Invalid value "blur" for --augment. Choose from: "color", "translation", "cutout".',
+    "train --d-steps 0": "d_steps must be at least 1, got 0",
+    "train --seed -1": "seed must not be negative, got -1",
+    "train --keep 0": "keep must be at least 1, got 0",
+    "train --label-smoothing 0.1 --loss hinge": "label_smoothing needs a loss with targets",
+    "train --generator /missing": "there is no folder '/missing'",
+    "train --resume missing": "missing is not the folder of a run",
+    "train --config missing.yaml": "there is no recipe file missing.yaml",
+    "train --config a.yaml --resume b": "--resume brings its own recipe: leave --config out",
+    "generate": "requires an argument",
+    "generate /missing": "there is no folder '/missing'",
+    "generate . -n 0": "-n must be at least 1, got 0",
+    "generate . -n x": 'Invalid value for -n: unable to convert "x" into int',
+    "generate . --seed -1": "--seed must be at least 0, got -1",
+    "generate .": ". holds no Generator: config.json is missing",
+    "bench --image-size 50": "image_size must be a multiple of 16",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_a_mistake_is_said_in_a_line_and_exits_2(dcgan_says, arguments):
+    code, out, err = dcgan_says(*arguments.split())
+    assert (code, out) == (2, "")
+    assert MISTAKES[arguments] in err
+    assert "Traceback" not in err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_missing_is_said(dcgan_says):
+    for command in (["train"], ["generate", "model"]):
+        code, _, err = dcgan_says(*command, "--device", "cuda")
+        assert code == 2
+        assert "device 'cuda' is not to be had here" in err
+
+
+def test_a_batch_of_one_trains(dcgan_says):
+    code, out, _ = dcgan_says("train", *SMALL, "--batch-size", 1, "--dry-run")
+    assert (code, "trained, sampled and saved one step" in out) == (0, True)
+
+
+def test_a_dry_run_leaves_nothing_behind(dcgan_says):
+    code, out, _ = dcgan_says("train", *TINY, "--steps", 50, "--dry-run", "--out", "run")
+    assert (code, "step 0 to 1" in out, "nothing was kept" in out) == (0, True, True)
+    assert list(Path().iterdir()) == []
+
+
+def test_a_dry_run_resumes_nothing(dcgan_says, trained):
+    code, _, err = dcgan_says("train", "--resume", trained, "--dry-run")
+    assert (code, "leave --resume out" in err) == (2, True)
+
+
+def test_a_run_that_exists_is_not_overwritten(dcgan_says, trained):
+    code, _, err = dcgan_says("train", *TINY, "--out", trained)
+    assert code == 2
+    assert f"{trained} exists: go on with --resume {trained}, or name another folder" in " ".join(err.split())
+
+
+def test_a_finished_run_says_how_to_train_more(dcgan_says, trained):
+    code, _, err = dcgan_says("train", "--resume", trained)
+    assert code == 2
+    assert err.endswith(f"has all its 3 steps; for more: dcgan train --resume {trained} --steps N")
+
+
+def test_a_resumed_run_changes_its_length_but_not_its_numbers(dcgan_says, tmp_path):
+    folder = tmp_path / "run"
+    assert dcgan_says("train", *SMALL, "--batch-size", 900, "--steps", 1, "--out", folder)[0] == 0
+    code, _, err = dcgan_says("train", "--resume", folder, "--lr", 0.1, "--steps", 2)
+    assert (code, "a resumed run cannot change lr; it can" in err) == (2, True)
+    code, _, err = dcgan_says("train", "--resume", folder, "--out", "other")
+    assert (code, "leave --out out" in err) == (2, True)
+    assert dcgan_says("train", "--resume", folder, "--steps", 2)[0] == 0
+    assert dcgan_says("train", "--resume", folder, "--epochs", 3)[0] == 0
+    assert [path.stem for path in checkpoint.saved(folder / "state")] == ["step-000002", "step-000003"]
+
+
+def test_the_advice_at_the_end_works_as_it_stands(dcgan_says, tmp_path, capfd):
+    folder = tmp_path / "a run"
+    assert cli.main(["train", *TINY, "--steps", "2", "--out", str(folder)]) == 0
+    advice = [line.strip() for line in capfd.readouterr().out.splitlines() if line.startswith("  dcgan ")]
+    assert len(advice) == 2
+    for line in advice:
+        assert cli.main(shlex.split(line)[1:]) == 0
+    assert len(list(Path("samples").iterdir())) == 64
+    assert checkpoint.saved(folder / "state")[-1].stem == "step-000004"
+
+
+def test_divergence_exits_1_and_names_the_last_good_state(dcgan_says):
+    code, _, err = dcgan_says("train", *TINY, "--lr", 1e30, "--steps", 200, "--out", "run")
+    assert code == 1
+    state = re.fullmatch(r"dcgan: step \d+: the (?:generator|discriminator)\b.*; the last good state is (\S+)", err)[1]
+    weights = checkpoint.load(Path(state))["trainer"]["generator"].values()
+    assert all(tensor.isfinite().all() for tensor in weights)
+
+
+def test_an_error_of_the_program_is_not_hidden(monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", *TINY, "--steps", "1", "--out", "run"])
+
+
+def test_the_second_interrupt_is_obeyed_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), signals() as received:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert received == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_saves_and_the_command_it_prints_goes_on(tmp_path, number):
+    folder = tmp_path / "a run"
+    process = python("-m", "dcgan", "train", *TINY, "--steps", 100_000, "--log-every", 1, "--out", folder)
+    wait_for(folder / "metrics.jsonl", process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + number, "")
+    step = int(re.search(r"stopped at step (\d+) of 100000, and saved; to go on:", out)[1])
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == step
+    assert checkpoint.saved(folder / "state")[-1].stem == f"step-{step:06d}"
+
+    advice = shlex.split(out.splitlines()[-1])
+    assert advice == ["dcgan", "train", "--resume", str(folder)]
+    process = python("-m", *advice, "--steps", step + 2)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert f"step {step} to {step + 2}" in out
+
+
+def test_a_process_killed_at_any_moment_leaves_a_run_to_go_on_with(tmp_path):
+    folder = tmp_path / "run"
+    every = ["--steps", 100_000, "--save-every", 1, "--sample-every", 1, "--log-every", 1]
+    process = python("-m", "dcgan", "train", *TINY, *every, "--out", folder)
+    for sample in ("step-000003", "step-000006"):
+        wait_for(folder / "samples" / f"{sample}.png", process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert Generator.from_pretrained(folder).sample(1, seed=0).isfinite().all()
+        (folder / "samples" / "step-000006.png").unlink(missing_ok=True)
+        process = python("-m", "dcgan", "train", "--resume", folder)
+    process.kill()
+    process.communicate()
+    code = cli.main(["train", "--resume", str(folder), "--steps", "8"])
+    assert code in {0, 2}  # 2 if it had come further than that

@@ -1,0 +1,138 @@
+"""Images as files: the same ones whatever the batches, and nothing overwritten unasked."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcgan import Generator, cli, images
+from dcgan.generate import clashes, sampled, write_images
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["grey", "colour"])
+def model(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    Generator(image_size=(16, 24), channels=request.param, base_channels=4, latent_dim=8).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "deep" / "out"
+
+
+def generate(*arguments):
+    return cli.main(["generate", *map(str, arguments)])
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_images_are_numbered_and_have_the_generators_shape(model, out):
+    assert generate(model, "-n", 5, "--batch-size", 2, "--out", out) == 0
+    assert sorted(contents(out)) == [f"{index:06d}.png" for index in range(5)]
+    generator = Generator.from_pretrained(model)
+    expected = sampled(generator, 5, seed=0)
+    for index in range(5):
+        with Image.open(out / f"{index:06d}.png") as picture:
+            assert (picture.size, picture.mode) == ((24, 16), "L" if len(expected[0]) == 1 else "RGB")
+            pixels = np.asarray(picture).reshape(16, 24, -1)
+        assert np.abs(pixels.astype(int) - expected[index].permute(1, 2, 0).numpy().astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(("n", "start", "batch_size"), [(9, 0, 4), (3, 4, 64), (6, 1, 1), (8, 0, 8), (9, 0, 3)])
+def test_an_image_is_the_same_however_many_are_asked_for(model, tmp_path, n, start, batch_size):
+    generate(model, "-n", 9, "--out", tmp_path / "all")
+    generate(model, "-n", n, "--start", start, "--batch-size", batch_size, "--out", tmp_path / "some")
+    for name in contents(tmp_path / "some"):
+        both = [np.asarray(Image.open(tmp_path / folder / name)).astype(int) for folder in ("all", "some")]
+        assert np.abs(both[0] - both[1]).max() <= 1  # sums of another batch size may round otherwise
+    assert sorted(contents(tmp_path / "some")) == [f"{index:06d}.png" for index in range(start, start + n)]
+
+
+def test_another_seed_gives_other_images(model, tmp_path):
+    for seed in (0, 1):
+        generate(model, "-n", 1, "--seed", seed, "--out", tmp_path / str(seed))
+    assert contents(tmp_path / "0") != contents(tmp_path / "1")
+
+
+def test_the_number_done_is_told(model, out):
+    generator = Generator.from_pretrained(model)
+    assert list(write_images(generator, out, 7, batch_size=3)) == [3, 6, 7]
+
+
+def test_a_grid_is_one_picture(model, out, capsys):
+    assert generate(model, "-n", 5, "--grid", "--out", out) == 0
+    assert capsys.readouterr().out == f"5 images in {out / 'grid.png'}\n"
+    expected = images.grid(sampled(Generator.from_pretrained(model), 5, seed=0))
+    assert sorted(contents(out)) == ["grid.png"]
+    with Image.open(out / "grid.png") as picture:
+        assert np.array_equal(np.asarray(picture).reshape(*expected.shape[1:], -1), expected.permute(1, 2, 0).numpy())
+
+
+def test_files_are_replaced_only_by_force(model, out, capsys):
+    assert generate(model, "-n", 3, "--out", out) == 0
+    before = contents(out)
+    assert generate(model, "-n", 4, "--start", 2, "--seed", 1, "--out", out) == 2
+    assert "000002.png exists" in capsys.readouterr().err
+    assert contents(out) == before
+    assert generate(model, "-n", 4, "--start", 2, "--seed", 1, "--out", out, "--force") == 0
+    after = contents(out)
+    assert after["000001.png"] == before["000001.png"]
+    assert after["000002.png"] != before["000002.png"]
+    assert len(after) == 6
+
+
+def test_a_grid_is_replaced_only_by_force(model, out, capsys):
+    assert generate(model, "-n", 3, "--grid", "--out", out) == 0
+    before = contents(out)
+    assert generate(model, "-n", 3, "--grid", "--seed", 1, "--out", out) == 2
+    assert "--force replaces" in capsys.readouterr().err
+    assert contents(out) == before
+    assert generate(model, "-n", 3, "--grid", "--seed", 1, "--out", out, "--force") == 0
+    assert contents(out) != before
+
+
+def test_other_files_in_the_folder_stay(model, out):
+    out.mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    assert clashes(out, 3) == []
+    assert generate(model, "-n", 1, "--out", out) == 0
+    assert contents(out)["notes.txt"] == b"mine"
+
+
+def test_a_file_is_no_folder_for_images(model, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert generate(model, "--out", tmp_path / "out") == 2
+    assert "--out must be a folder, and" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", b"half", "is not a whole safetensors file"),
+        ("model.safetensors", None, "model.safetensors is missing"),
+        ("config.json", None, "config.json is missing"),
+        ("config.json", b"{", "is not JSON"),
+        ("config.json", b"[]", "must hold a JSON object, got list"),
+    ],
+)
+def test_a_broken_model_is_said_and_exits_2(model, tmp_path, capsys, name, content, message):
+    broken = tmp_path / "model"
+    broken.mkdir()
+    for path in model.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    if content is None:
+        (broken / name).unlink()
+    else:
+        (broken / name).write_bytes(content)
+    assert generate(broken, "--out", tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_image_at_all_is_a_mistake(model, out, capsys):
+    assert generate(model, "-n", 0, "--out", out) == 2
+    assert "-n must be at least 1, got 0" in capsys.readouterr().err
+    assert not out.exists()

@@ -1,0 +1,190 @@
+"""Recipes: defaults, YAML both ways, and the command line over both."""
+
+import dataclasses
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dcgan import cli
+from dcgan.architectures import ARCHITECTURES
+from dcgan.recipe import Augmentation, DataName, Precision, Recipe
+
+count = st.integers(1, 10**6)
+ratio = st.floats(0, 0.99)
+name = st.text("abcdefghij-/. 0123:#'é", min_size=1, max_size=12).filter(lambda text: not text.startswith("-"))
+norms = st.sampled_from(["batch", "instance", "layer", "none", None])
+recipes = st.builds(
+    Recipe,
+    data=st.sampled_from(get_args(DataName)),
+    root=st.none() | st.just(Path("a folder/of pictures")),
+    classes=st.lists(st.sampled_from(["bedroom", "church_outdoor"]), max_size=2, unique=True).map(tuple),
+    image_size=st.none() | count | st.tuples(count, count),
+    channels=st.sampled_from([1, 3, 4, None]),
+    flip=st.booleans(),
+    workers=st.none() | st.integers(0, 9),
+    architecture=st.sampled_from(list(ARCHITECTURES)),
+    g_channels=st.none() | count,
+    kernel_size=st.sampled_from([3, 4, 5, None]),
+    bias=st.none() | st.booleans(),
+    norm=norms,
+    d_norm=norms,
+    steps=st.none() | count,
+    lr=st.floats(1e-9, 1e3),
+    r1=ratio,
+    augment=st.none() | st.lists(st.sampled_from(get_args(Augmentation)), unique=True).map(tuple),
+    ema_decay=st.none() | ratio,
+    precision=st.sampled_from(get_args(Precision)),
+    seed=st.integers(0, 2**40),
+)
+
+
+def printed(capsys, *arguments):
+    capsys.readouterr()
+    assert cli.main(["train", "--print-recipe", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+@settings(deadline=None)
+@given(recipes)
+def test_yaml_holds_a_recipe_exactly(recipe):
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+@settings(deadline=None)
+@given(recipes)
+def test_a_resolved_recipe_is_resolved(recipe):
+    resolved = recipe.resolved()
+    assert resolved.resolved() == resolved
+    for field in ("image_size", "channels", "g_channels", "d_channels", "batch_size"):
+        assert getattr(resolved, field) is not None
+    assert (resolved.steps is None) != (resolved.epochs is None)
+    assert all(getattr(recipe, field) is None for field in resolved.changes(recipe))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return tmp_path_factory.mktemp("recipes") / "recipe.yaml"
+
+
+@settings(deadline=None, max_examples=15)
+@given(recipes)
+def test_a_printed_recipe_read_again_is_the_same(file, recipe):
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "say", said.append)
+        file.write_text(recipe.to_yaml(), encoding="utf-8")
+        assert cli.main(["train", "--config", str(file), "--print-recipe"]) == 0
+        file.write_text(said[0], encoding="utf-8")
+        assert cli.main(["train", "--config", str(file), "--print-recipe"]) == 0
+    assert Recipe.from_yaml(said[0]) == Recipe.from_yaml(said[1]) == recipe.resolved()
+
+
+@pytest.mark.parametrize("data", get_args(DataName))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_data_set_and_architecture_resolves(data, architecture):
+    recipe = Recipe(data=data, architecture=architecture).resolved()
+    small = (
+        data in {"digits", "mnist", "fashion-mnist", "cifar10", "svhn"} or "image_size" in ARCHITECTURES[architecture]
+    )
+    assert recipe.image_size == (32 if small else 64)
+    assert recipe.channels == (1 if data in {"digits", "mnist", "fashion-mnist"} else 3)
+    assert recipe.g_channels == recipe.replace(data="fake").resolved().g_channels
+
+
+def test_the_defaults_are_the_small_digits():
+    recipe = Recipe().resolved()
+    assert (recipe.data, recipe.image_size, recipe.channels, recipe.batch_size) == ("digits", 32, 1, 64)
+    assert (recipe.steps, recipe.epochs, recipe.augment) == (1000, None, ("translation",))
+    assert Recipe(epochs=2).resolved().steps is None
+    assert Recipe(augment=()).resolved().augment == ()
+    assert Recipe(data="mnist").resolved().epochs == 25
+
+
+@pytest.mark.parametrize(
+    "field", ["steps", "epochs", "batch_size", "log_every", "sample_every", "save_every", "keep", "samples"]
+)
+@pytest.mark.parametrize("value", [0, -3])
+def test_counts_below_one_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be at least 1, got {value}"):
+        Recipe(**{field: value}).resolved()
+
+
+def test_steps_and_epochs_exclude_each_other():
+    with pytest.raises(ValueError, match="steps and epochs exclude each other, got 5 and 6"):
+        Recipe(steps=5, epochs=6).resolved()
+
+
+@pytest.mark.parametrize("text", ["", "3", "- 3", "{{{", "nonsense: 1"])
+def test_what_is_no_recipe_is_refused(text):
+    with pytest.raises(ValueError, match="not a recipe"):
+        Recipe.from_yaml(text)
+
+
+def test_recipes_tell_what_they_differ_in():
+    assert Recipe(lr=1.0, seed=2).changes(Recipe()) == ["lr", "seed"]
+    assert {field.name for field in dataclasses.fields(Recipe)} == set(yaml.safe_load(Recipe().to_yaml()))
+
+
+def test_the_command_line_overrides_the_file(capsys, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("lr: 0.5\nimage_size: 48x80\naugment: [color]\nema_decay: null\nflip: true\n", encoding="utf-8")
+    text = printed(capsys, "--config", file, "--lr", 0.25, "--no-flip")
+    expected = Recipe(lr=0.25, image_size=(48, 80), augment=("color",), ema_decay=None).resolved()
+    assert Recipe.from_yaml(text) == expected
+
+
+@pytest.mark.parametrize(("given", "other"), [("steps", "epochs"), ("epochs", "steps")])
+def test_a_length_on_the_command_line_replaces_that_of_the_file(capsys, tmp_path, given, other):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(Recipe(**{other: 7}).resolved().to_yaml(), encoding="utf-8")
+    recipe = Recipe.from_yaml(printed(capsys, "--config", file, f"--{given}", 5))
+    assert (getattr(recipe, given), getattr(recipe, other)) == (5, None)
+
+
+@pytest.mark.parametrize("size", ["48x80", "48X80"])
+def test_images_need_not_be_square(capsys, tmp_path, size):
+    file = tmp_path / "recipe.yaml"
+    for text in (f"image_size: {size}", "image_size: [48, 80]"):
+        file.write_text(text, encoding="utf-8")
+        assert Recipe.from_yaml(printed(capsys, "--config", file)).image_size == (48, 80)
+    assert Recipe.from_yaml(printed(capsys, "--image-size", size)).image_size == (48, 80)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--no-augment"], {"augment": ()}),
+        (["--augment", "color", "cutout", "--flip"], {"augment": ("color", "cutout"), "flip": True}),
+        (["--ema-decay", "none"], {"ema_decay": None}),
+        (["--data", "lsun", "--classes", "bedroom", "bridge"], {"data": "lsun", "classes": ("bedroom", "bridge")}),
+        (["--no-bias", "--no-cache"], {"bias": False, "cache": False}),
+    ],
+)
+def test_options_become_fields(capsys, options, expected):
+    assert Recipe.from_yaml(printed(capsys, *options)) == Recipe(**expected).resolved()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"batchsize: 3", "Did you mean --batch-size?"),
+        (b"lr: abc", 'unable to convert "abc" into float'),
+        (b"flip: maybe", 'unable to convert "maybe" into bool'),
+        (b"data: cifar", 'Did you mean "cifar10"?'),
+        (b"steps: 1\nepochs: 1", "steps and epochs exclude each other"),
+        (b"- 3", "must be a mapping"),
+        (b"{{{", "recipe.yaml is not YAML"),
+        (b"\xff\xfe\x00", "recipe.yaml is not YAML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_said_and_exits_2(capsys, tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_bytes(content)
+    assert cli.main(["train", "--config", "recipe.yaml"]) == 2
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in said
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]

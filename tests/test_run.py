@@ -1,0 +1,461 @@
+"""Runs: their folder, exact resumption, kills at any moment, full disks."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dcgan import Discriminator, Generator, checkpoint, cli
+from dcgan.recipe import Recipe
+from dcgan.run import RESUMABLE, Run
+
+TINY = Recipe(
+    g_channels=4,
+    d_channels=4,
+    image_size=16,
+    batch_size=200,  # 8 steps an epoch
+    steps=19,
+    log_every=4,
+    sample_every=5,
+    save_every=7,
+    samples=9,
+    ema_decay=0.9,
+    device="cpu",
+)
+
+# Processes of their own that need not import torch again.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["dcgan.run", "dcgan.cli", "tqdm", "pytest", "sklearn.datasets", "safetensors.torch", "torch.optim.swa_utils"]
+)
+
+
+def _command(arguments, log, kill_at, file_limit):
+    torch.set_num_threads(1)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    if kill_at is not None:
+        folder, left = kill_at
+
+        def count(event, details):
+            nonlocal left
+            if event in {"open", "os.rename", "os.remove", "os.mkdir"} and str(details[0]).startswith(folder):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+    sys.exit(cli.main(arguments))
+
+
+def command(log, *arguments, kill_at=None, file_limit=None):
+    """Run a command in a new process; return its exit code."""
+    process = _FORKS.Process(target=_command, args=([*map(str, arguments)], str(log), kill_at, file_limit))
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None, "the command hangs"
+    return process.exitcode
+
+
+def options(recipe):
+    """Write a recipe as a command line."""
+    given = {name: getattr(recipe, name) for name in recipe.changes(Recipe())}
+    for name, value in given.items():
+        yield f"--{name.replace('_', '-')}"
+        yield str(value)
+
+
+def started(recipe, folder, stop=None):
+    """Train to the end, or save and leave after step `stop`; return the folder."""
+    run = Run.start(recipe, folder)
+    steps = run.train()
+    for _ in steps:
+        if run.trainer.steps == stop:
+            run.save()
+            break
+    steps.close()
+    run.close()
+    return folder
+
+
+def flat(value):
+    """Write a state as something that == compares exactly."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: flat(item) for key, item in value.items()}
+    return [flat(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def computed(folder):
+    """Return all that a run has computed, exactly."""
+    files = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for pattern in ("*.safetensors", "*/*.safetensors", "samples/*", "*.gif", "*.json", "*/*.json", "recipe.yaml")
+        for path in folder.glob(pattern)
+    }
+    newest = checkpoint.saved(folder / "state")[-1]
+    metrics = [{k: v for k, v in record.items() if k != "images_per_second"} for record in records(folder)]
+    return {**files, newest.name: flat(checkpoint.load(newest)), "metrics": metrics}
+
+
+def listing(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    return started(TINY, tmp_path_factory.mktemp("unbroken") / "run")
+
+
+def test_a_run_leaves_the_files_it_promises(unbroken):
+    assert listing(unbroken) == sorted(
+        [
+            ".lock",
+            "README.md",
+            "config.json",
+            "discriminator/config.json",
+            "discriminator/model.safetensors",
+            "metrics.jsonl",
+            "model.safetensors",
+            "recipe.yaml",
+            "samples.gif",
+            *(f"samples/step-{step:06d}.png" for step in (0, 5, 10, 15, 19)),
+            *(f"state/step-{step:06d}.pt" for step in (14, 19)),
+        ]
+    )
+    assert "trained on digits for 19 steps of 200 images" in (unbroken / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_recipe_in_the_folder_is_the_resolved_one(unbroken):
+    stored = Recipe.from_yaml((unbroken / "recipe.yaml").read_text(encoding="utf-8"))
+    assert stored == TINY.resolved() == stored.resolved()
+
+
+def test_metrics_are_means_since_the_record_before(tmp_path):
+    every = started(TINY.replace(log_every=1, steps=8), tmp_path / "every")
+    fourth = started(TINY.replace(log_every=4, steps=8), tmp_path / "fourth")
+    single, means = records(every), records(fourth)
+    assert [record["step"] for record in single] == list(range(1, 9))
+    assert [record["step"] for record in means] == [4, 8]
+    for index, record in enumerate(means):
+        assert list(record) == ["step", "d_loss", "d_real", "d_fake", "g_loss", "images_per_second"]
+        for name in ("d_loss", "g_loss", "d_real", "d_fake"):
+            mean = sum(step[name] for step in single[4 * index : 4 * index + 4]) / 4
+            assert record[name] == pytest.approx(mean, abs=2e-6)
+        assert record["images_per_second"] > 0
+
+
+def test_train_yields_the_records_it_logs(tmp_path):
+    run = Run.start(TINY.replace(steps=9), tmp_path / "run")
+    yielded = list(run.train())
+    run.close()
+    assert [record is not None for record in yielded] == [False] * 3 + [True] + [False] * 3 + [True, True]
+    assert [record for record in yielded if record] == records(run.folder)
+
+
+def test_samples_become_an_animation(unbroken):
+    grids = sorted((unbroken / "samples").iterdir())
+    for path in grids:
+        with Image.open(path) as grid:
+            assert (grid.size, grid.mode) == ((3 * 18 + 2, 3 * 18 + 2), "L")
+    assert len({path.read_bytes() for path in grids}) == len(grids)
+    with Image.open(unbroken / "samples.gif") as animation:
+        assert (animation.n_frames, animation.size) == (len(grids), (56, 56))
+
+
+def test_the_published_generator_is_the_average_with_statistics_of_its_own(unbroken):
+    state = checkpoint.load(checkpoint.saved(unbroken / "state")[-1])["trainer"]
+    published = load_file(unbroken / "model.safetensors")
+    statistics = [name for name in published if "running" in name]
+    assert statistics
+    for name, tensor in published.items():
+        if name in statistics:
+            assert not torch.equal(tensor, state["generator"][name]), name
+        elif "num_batches" not in name:
+            assert torch.equal(tensor, state["ema"][name]), name
+            assert not torch.equal(tensor, state["generator"][name]), name
+    # In evaluation mode, the re-estimated statistics do what those of a large batch do.
+    generator = Generator.from_pretrained(unbroken)
+    assert not generator.training
+    z = torch.randn(2048, generator.config["latent_dim"])
+    with torch.no_grad():
+        fixed, batch = generator(z), generator.train()(z)
+    assert (fixed - batch).abs().mean() < 0.02
+
+
+def test_without_an_average_the_generator_itself_is_published(tmp_path):
+    folder = started(TINY.replace(ema_decay=None, steps=3), tmp_path / "run")
+    state = checkpoint.load(checkpoint.saved(folder / "state")[-1])["trainer"]
+    assert "ema" not in state
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(tensor, state["generator"][name])
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_as_many_states_stay_as_are_kept(tmp_path, keep):
+    folder = started(TINY.replace(steps=4, save_every=1, keep=keep), tmp_path / "run")
+    assert [path.stem for path in checkpoint.saved(folder / "state")] == [
+        f"step-{step:06d}" for step in range(5 - keep, 5)
+    ]
+
+
+def test_a_run_does_not_depend_on_what_ran_before(unbroken, tmp_path):
+    torch.randn(5)
+    assert computed(started(TINY, tmp_path / "again")) == computed(unbroken)
+
+
+RECIPES = {
+    "plain": {},
+    "augmented": {"augment": ("color", "translation", "cutout"), "flip": True},
+    "d-steps": {"d_steps": 3, "loss": "hinge"},
+    "alternate": {"schedule": "alternate", "d_steps": 2, "label_smoothing": 0.1},
+    "penalties": {"loss": "wasserstein", "gradient_penalty": 10.0, "r1": 1.0, "d_norm": "layer", "beta1": 0.0},
+    "streamed": {"cache": False, "workers": 2, "ema_decay": None, "flip": True},
+    "other": {"data": "fake", "channels": 3, "image_size": (16, 24), "latent": "uniform", "epochs": 4, "steps": None},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_run_resumed_by_another_process_equals_an_unbroken_one(tmp_path, name):
+    recipe = TINY.replace(**RECIPES[name])
+    whole = started(recipe, tmp_path / "whole")
+    broken = started(recipe, tmp_path / "broken", stop=11)  # in the middle of an epoch and of a record
+    assert command(tmp_path / "log", "train", "--resume", broken) == 0, (tmp_path / "log").read_text()
+    assert computed(broken) == computed(whole)
+
+
+def test_a_longer_run_is_the_shorter_one_gone_on_with(unbroken, tmp_path):
+    folder = started(TINY.replace(steps=12, log_every=4, sample_every=6), tmp_path / "run")
+    run = Run.resume(folder, TINY.resolved().replace(steps=19, sample_every=5))
+    assert (run.trainer.steps, run.steps) == (12, 19)
+    list(run.train())
+    run.close()
+    for name in ("model.safetensors", "discriminator/model.safetensors"):
+        assert (folder / name).read_bytes() == (unbroken / name).read_bytes()
+    assert Recipe.from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8")).steps == 19
+
+
+def test_a_length_in_epochs_replaces_one_in_steps_and_back(tmp_path):
+    folder = started(TINY.replace(steps=3), tmp_path / "run")
+    stored = Recipe.from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    for recipe, steps in ((stored.replace(epochs=1), 8), (stored.replace(steps=None, epochs=2), 16)):
+        run = Run.resume(folder, recipe)
+        run.close()
+        assert (run.steps, run.recipe.steps) == (steps, None)
+    run = Run.resume(folder, run.recipe.replace(steps=5))
+    run.close()
+    assert (run.steps, run.recipe.epochs) == (5, None)
+
+
+@pytest.mark.parametrize("name", ["lr", "seed", "batch_size", "augment", "data", "samples"])
+def test_a_resumed_run_refuses_what_would_change_its_numbers(unbroken, name):
+    value = {"lr": 1.0, "seed": 1, "batch_size": 3, "augment": (), "data": "fake", "samples": 4}[name]
+    before = computed(unbroken)
+    with pytest.raises(ValueError, match=f"a resumed run cannot change {name}; it can change cache, .* steps"):
+        Run.resume(unbroken, TINY.resolved().replace(**{name: value}))
+    assert computed(unbroken) == before
+
+
+def test_what_a_resumed_run_may_change_are_fields():
+    assert set(Recipe.__dataclass_fields__) >= RESUMABLE
+
+
+def test_a_folder_that_holds_anything_is_not_overwritten(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists: go on with --resume"):
+        Run.start(TINY, tmp_path)
+    with pytest.raises(FileExistsError, match="exists"):
+        Run.start(TINY, tmp_path / "notes.txt")
+    assert listing(tmp_path) == ["notes.txt"]
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    run = Run.start(TINY, tmp_path)
+    run.close()
+    assert (tmp_path / "recipe.yaml").is_file()
+
+
+def test_runs_without_a_name_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [Run.start(TINY) for _ in range(3)]
+    for run in runs:
+        run.close()
+    assert [str(run.folder) for run in runs] == [str(Path("runs", name)) for name in ("digits", "digits-2", "digits-3")]
+
+
+def test_a_folder_is_trained_in_by_one_process_at_a_time(tmp_path):
+    run = Run.start(TINY.replace(steps=2), tmp_path / "run")
+    before = listing(run.folder)
+    assert command(tmp_path / "log", "train", "--resume", run.folder) == 2
+    assert "is being trained by another process" in (tmp_path / "log").read_text()
+    assert listing(run.folder) == before
+    run.close()
+    assert command(tmp_path / "log", "train", "--resume", run.folder) == 0
+
+
+def test_what_cannot_be_resumed_is_told_apart(tmp_path, unbroken):
+    with pytest.raises(FileNotFoundError, match="is not the folder of a run: it has no recipe"):
+        Run.resume(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(TINY.to_yaml())
+    with pytest.raises(FileNotFoundError, match="has no checkpoint to go on from: start it again in another folder"):
+        Run.resume(tmp_path)
+
+
+def test_a_broken_state_is_named(tmp_path):
+    folder = started(TINY.replace(steps=2), tmp_path / "run")
+    path = checkpoint.saved(folder / "state")[-1]
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"step-000002\.pt is not a whole training state"):
+        Run.resume(folder)
+
+
+def test_a_data_set_that_changed_is_noticed(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(6):
+        Image.new("L", (16, 16), 40 * index).save(pictures / f"{index}.png")
+    recipe = TINY.replace(data="folder", root=pictures, batch_size=4, steps=2, channels=1)
+    folder = started(recipe, tmp_path / "run")
+    (pictures / "5.png").unlink()
+    with pytest.raises(ValueError, match="the data set has 5 images now, and had 6 when training began"):
+        Run.resume(folder)
+
+
+def test_networks_of_another_run_are_where_training_starts(unbroken, tmp_path):
+    recipe = TINY.replace(generator=str(unbroken), discriminator=str(unbroken), image_size=None, ema_decay=None, seed=3)
+    run = Run.start(recipe, tmp_path / "run")
+    run.close()
+    assert (run.recipe.image_size, run.recipe.channels) == (16, 1)
+    for kind, network in ((Generator, run.trainer.generator), (Discriminator, run.trainer.discriminator)):
+        for name, tensor in kind.from_pretrained(unbroken).state_dict().items():
+            assert torch.equal(network.state_dict()[name], tensor), name
+    assert (run.folder / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+@pytest.mark.parametrize(("field", "value"), [("image_size", 32), ("channels", 3)])
+def test_networks_of_another_size_are_refused(unbroken, tmp_path, network, field, value):
+    recipe = TINY.replace(**{network: str(unbroken), field: value})
+    with pytest.raises(ValueError, match=f"the {network} of .* has {field} .*, and the recipe {value}"):
+        Run.start(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_after_the_state_that_is_resumed_are_forgotten(tmp_path):
+    """A run that was killed had sampled on; a shorter cadence must not leave its pictures among the new ones."""
+    run = Run.start(TINY, tmp_path / "run")
+    steps = run.train()
+    while run.trainer.steps < 10:
+        next(steps)
+    steps.close()
+    run.close()
+    (run.folder / ".samples.gif.1.tmp").touch()
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "d_lo')
+    resumed = Run.resume(run.folder)
+    resumed.close()
+    assert resumed.trainer.steps == 7
+    assert [record["step"] for record in records(run.folder)] == [4]
+    assert sorted(path.stem for path in (run.folder / "samples").iterdir()) == ["step-000000", "step-000005"]
+    assert not list(run.folder.rglob("*.tmp"))
+
+
+def test_frames_are_in_order_beyond_six_digits(unbroken, tmp_path):
+    run = Run.start(TINY, tmp_path / "run")
+    run.close()
+    for step in (999_999, 1_000_000, 20_000):
+        (run.folder / "samples" / f"step-{step:06d}.png").touch()
+    assert [path.stem for path in run._frames()] == ["step-000000", "step-020000", "step-999999", "step-1000000"]
+
+
+EAGER = TINY.replace(steps=6, log_every=1, sample_every=1, save_every=1, batch_size=50)
+
+
+def test_a_run_killed_while_it_writes_ends_as_an_unbroken_one(tmp_path):
+    """Killed by SIGKILL at the first, third, ... file operation of training and saving, again and again."""
+    whole = started(EAGER, tmp_path / "whole")
+    folder = tmp_path / "broken"
+    Run.start(EAGER, folder).close()
+    killed = 0
+    for at in (1, 6, 12, 19, 27, 36):
+        code = command(tmp_path / "log", "train", "--resume", folder, kill_at=(str(folder), at))
+        if code == 0:
+            break
+        killed += 1
+        assert code == -signal.SIGKILL, (tmp_path / "log").read_text()
+        assert Generator.from_pretrained(folder).sample(1, seed=0).isfinite().all()
+        Discriminator.from_pretrained(folder)
+        checkpoint.load(checkpoint.saved(folder / "state")[-1])
+    else:
+        assert command(tmp_path / "log", "train", "--resume", folder) == 0, (tmp_path / "log").read_text()
+    assert killed >= 5
+    assert computed(folder) == computed(whole)
+    assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("at", [1, 4, 9, 16, 22])
+def test_a_run_killed_as_it_starts_goes_on_or_says_to_start_again(tmp_path, at):
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert command(log, "train", *options(EAGER), "--out", folder, kill_at=(str(folder), at)) == -signal.SIGKILL
+    code = command(log, "train", "--resume", folder)
+    if not (folder / "recipe.yaml").exists():
+        assert (code, "is not the folder of a run" in log.read_text()) == (2, True)
+    elif not checkpoint.saved(folder / "state"):
+        assert (code, "start it again in another folder" in log.read_text()) == (2, True)
+    else:
+        assert code == 0, log.read_text()
+
+
+@pytest.mark.parametrize("limit", [1_000, 150_000])
+def test_a_full_disk_stops_a_run_and_names_the_file(tmp_path, limit):
+    """A limit on the size of files stands in for the disk: the write itself fails."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    started(EAGER.replace(steps=2), folder)
+    before = computed(folder)
+    code = command(log, "train", "--resume", folder, "--steps", 4, file_limit=limit)
+    said = log.read_text()
+    assert code in {1, 2}  # 2 where not even the recipe could be written
+    assert "Traceback" not in said
+    assert "File too large: '" in said
+    assert str(folder) in said.split("File too large")[1]
+    assert not list(folder.rglob("*.tmp"))
+    state = f"step-{2:06d}.pt"
+    assert flat(checkpoint.load(folder / "state" / state)) == before[state]
+    Generator.from_pretrained(folder)
+    assert command(log, "train", "--resume", folder, "--steps", 4) == 0, log.read_text()
+    assert len(records(folder)) == 4
+
+
+def test_divergence_names_the_step_the_network_and_the_last_good_state(tmp_path):
+    run = Run.start(TINY.replace(lr=1e30), tmp_path / "run")
+    with pytest.raises(FloatingPointError, match=r"step \d+: the .*; the last good state is .*step-000000\.pt"):
+        list(run.train())
+    run.close()
+    state = checkpoint.load(checkpoint.saved(run.folder / "state")[-1])
+    assert all(tensor.isfinite().all() for tensor in state["trainer"]["generator"].values())
+    assert Generator.from_pretrained(run.folder).sample(4, seed=0).isfinite().all()
+
+
+def test_a_failed_start_leaves_no_folder(tmp_path):
+    for wrong in ({"batch_size": 5000}, {"image_size": 50}, {"data": "folder"}, {"r1": -1.0}, {"device": "nonsense"}):
+        with contextlib.suppress(ValueError):
+            Run.start(TINY.replace(**wrong), tmp_path / "run")
+            pytest.fail(f"{wrong} was accepted")
+        assert not (tmp_path / "run").exists()
