@@ -19,7 +19,7 @@ from cyclopts.config import Yaml
 from rich.console import Console
 
 import dcgan
-from dcgan.recipe import Precision, Recipe
+from dcgan.recipe import WHOLE, Precision, Recipe
 from dcgan.terminal import RunError, UsageError, failures, mistakes, progress_bar, say, signals
 
 if TYPE_CHECKING:
@@ -43,16 +43,26 @@ def _recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
             raise UsageError(f"there is no recipe file {path}")
     else:
         return
-    try:
-        yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{path} is not YAML: {error}") from error
+    _check_recipe_file(path)
     Yaml(path, use_commands_as_keys=False)(app, commands, arguments)
     lengths = {argument.name: argument for argument in arguments if argument.name in {"--steps", "--epochs"}}
     if len(lengths.keys() & given.keys()) == 1:
         # A length on the command line replaces that of the file, whichever unit either has.
         for name in lengths.keys() - given.keys():
             lengths[name].tokens.clear()
+
+
+def _check_recipe_file(path: Path) -> None:
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"{path} is not YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise UsageError(f"{path} must hold the fields of a recipe, such as 'steps: 1000'")
+    if own := {"out", "resume", "config", "print_recipe", "dry_run"} & {str(name).replace("-", "_") for name in fields}:
+        raise UsageError(
+            f"{path} is a recipe, where {', '.join(sorted(own))} has no place: give it on the command line"
+        )
 
 
 _DEFAULTS = Recipe()
@@ -131,13 +141,13 @@ def train(
 def generate(
     model: str,
     *,
-    number: Annotated[int, Parameter(name=["--number", "-n"])] = 64,
+    number: Annotated[int, Parameter(name=["--number", "-n"]), WHOLE] = 64,
     out: Path = Path("samples"),
-    seed: int = 0,
-    start: int = 0,
+    seed: Annotated[int, WHOLE] = 0,
+    start: Annotated[int, WHOLE] = 0,
     grid: Annotated[bool, _FLAG] = False,
     force: Annotated[bool, _FLAG] = False,
-    batch_size: int = 64,
+    batch_size: Annotated[int, WHOLE] = 64,
     device: str = "auto",
 ) -> int:
     """Generate images as PNG files. Image I of a seed is the same however many are asked for.
@@ -171,7 +181,8 @@ def generate(
         picture = out / "grid.png"
         there = [path for path in [picture] if path.exists()] if grid else clashes(out, number, start=start)
         if there and not force:
-            raise UsageError(f"{there[0]} exists (and {len(there) - 1} more of these files); --force replaces them")
+            more = f", and {len(there) - 1} more of these files" if there[1:] else ""
+            raise UsageError(f"{there[0]} exists{more}: --force replaces what is there")
         generator = Generator.from_pretrained(model, device=device_named(device))
     with failures():
         if grid:
@@ -181,6 +192,34 @@ def generate(
                 for done in write_images(generator, out, number, seed=seed, start=start, batch_size=batch_size):
                     progress(done, number)
     say(f"{number} images in {picture if grid else out}")
+    return 0
+
+
+@app.command
+def export(
+    model: str,
+    out: Path,
+    *,
+    discriminator: Annotated[bool, _FLAG] = False,
+    force: Annotated[bool, _FLAG] = False,
+) -> int:
+    """Write a generator, or a discriminator, as ONNX, for batches of any size.
+
+    Args:
+        model: Folder of a run or of a saved generator, or Hub repository.
+        out: File to write, such as generator.onnx.
+        discriminator: Export the discriminator instead.
+        force: Replace the file if it is there.
+    """
+    with mistakes():
+        if out.exists() and not force:
+            raise UsageError(f"{out} exists: --force replaces it")
+        from dcgan.export import export_onnx
+        from dcgan.models import Discriminator, Generator
+
+        network = (Discriminator if discriminator else Generator).from_pretrained(model)
+        export_onnx(network, out)
+    say(f"{out} ({out.stat().st_size / 2**20:.1f} MiB)")
     return 0
 
 

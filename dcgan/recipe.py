@@ -4,7 +4,7 @@ This module does not import torch, so that the command line can answer at once.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +31,17 @@ def _size(_: Any, tokens: Sequence[Token]) -> int | tuple[int, ...]:
     return sides[0] if len(sides) == 1 else tuple(sides)
 
 
+def _whole(_: Any, tokens: Sequence[Token]) -> int | None:
+    word = tokens[0].value
+    if word.lower() in ("none", "null"):
+        return None
+    try:
+        return int(word)  # by itself, the command line would round 2.5
+    except ValueError:
+        raise ValueError(f"expected a whole number, got {word!r}") from None
+
+
+WHOLE = Parameter(converter=_whole)
 _SIZE = Parameter(converter=_size, n_tokens=1, negative=())
 
 DataName = Literal[
@@ -63,6 +74,22 @@ _SUITED: dict[str, dict[str, Any]] = {
     "cifar10": _COLOUR_32,
     "svhn": _COLOUR_32,
 }
+
+
+_RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
+    (
+        (
+            *("g_channels", "d_channels", "max_channels", "latent_dim", "stages"),
+            *("steps", "epochs", "batch_size", "d_steps"),
+            *("log_every", "sample_every", "save_every", "keep", "samples"),
+        ),
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    (("workers", "seed", "weight_decay", "gradient_penalty", "r1"), lambda value: value >= 0, "at least 0"),
+    (("beta1", "beta2", "label_smoothing", "ema_decay"), lambda value: 0 <= value < 1, "in [0, 1)"),
+    (("lr",), lambda value: value > 0, "above 0"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,16 +158,16 @@ class Recipe:
     flip: Annotated[bool, _DATA] = False
     cache: Annotated[bool, _DATA] = True
     cache_dir: Annotated[Path | None, _DATA] = None
-    workers: Annotated[int | None, _DATA] = None
+    workers: Annotated[int | None, _DATA, WHOLE] = None
     skip_bad: Annotated[bool, _DATA] = False
 
     architecture: Annotated[Architecture, _NETWORKS] = "tutorial"
-    latent_dim: Annotated[int | None, _NETWORKS] = None
-    g_channels: Annotated[int | None, _NETWORKS] = None
-    d_channels: Annotated[int | None, _NETWORKS] = None
-    max_channels: Annotated[int | None, _NETWORKS] = None
+    latent_dim: Annotated[int | None, _NETWORKS, WHOLE] = None
+    g_channels: Annotated[int | None, _NETWORKS, WHOLE] = None
+    d_channels: Annotated[int | None, _NETWORKS, WHOLE] = None
+    max_channels: Annotated[int | None, _NETWORKS, WHOLE] = None
     kernel_size: Annotated[Literal[3, 4, 5] | None, _NETWORKS] = None
-    stages: Annotated[int | None, _NETWORKS] = None
+    stages: Annotated[int | None, _NETWORKS, WHOLE] = None
     convs_per_stage: Annotated[Literal[1, 2] | None, _NETWORKS] = None
     stem: Annotated[Literal["conv", "linear"] | None, _NETWORKS] = None
     bias: Annotated[bool | None, _NETWORKS] = None
@@ -151,9 +178,9 @@ class Recipe:
     generator: Annotated[str | None, _NETWORKS] = None
     discriminator: Annotated[str | None, _NETWORKS] = None
 
-    steps: Annotated[int | None, _TRAINING] = None
-    epochs: Annotated[int | None, _TRAINING] = None
-    batch_size: Annotated[int | None, _TRAINING] = None
+    steps: Annotated[int | None, _TRAINING, WHOLE] = None
+    epochs: Annotated[int | None, _TRAINING, WHOLE] = None
+    batch_size: Annotated[int | None, _TRAINING, WHOLE] = None
     loss: Annotated[Literal["non-saturating", "minimax", "hinge", "least-squares", "wasserstein"], _TRAINING] = (
         "non-saturating"
     )
@@ -161,7 +188,7 @@ class Recipe:
     beta1: Annotated[float, _TRAINING] = 0.5
     beta2: Annotated[float, _TRAINING] = 0.999
     weight_decay: Annotated[float, _TRAINING] = 0.0
-    d_steps: Annotated[int, _TRAINING] = 1
+    d_steps: Annotated[int, _TRAINING, WHOLE] = 1
     schedule: Annotated[Literal["together", "alternate"], _TRAINING] = "together"
     label_smoothing: Annotated[float, _TRAINING] = 0.0
     gradient_penalty: Annotated[float, _TRAINING] = 0.0
@@ -169,14 +196,14 @@ class Recipe:
     augment: Annotated[tuple[Augmentation, ...] | None, _TRAINING, _AUGMENT] = None
     ema_decay: Annotated[float | None, _TRAINING] = 0.999
     precision: Annotated[Precision, _TRAINING] = "fp32"
-    seed: Annotated[int, _TRAINING] = 0
+    seed: Annotated[int, _TRAINING, WHOLE] = 0
     device: Annotated[str, _TRAINING] = "auto"
 
-    log_every: Annotated[int, _RUN] = 20
-    sample_every: Annotated[int, _RUN] = 100
-    save_every: Annotated[int, _RUN] = 500
-    keep: Annotated[int, _RUN] = 2
-    samples: Annotated[int, _RUN] = 64
+    log_every: Annotated[int, _RUN, WHOLE] = 20
+    sample_every: Annotated[int, _RUN, WHOLE] = 100
+    save_every: Annotated[int, _RUN, WHOLE] = 500
+    keep: Annotated[int, _RUN, WHOLE] = 2
+    samples: Annotated[int, _RUN, WHOLE] = 64
 
     def resolved(self) -> "Recipe":
         """Return the recipe with every default that depends on another field filled in.
@@ -186,20 +213,11 @@ class Recipe:
         """
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"steps and epochs exclude each other, got {self.steps} and {self.epochs}")
-        counts = (
-            "steps",
-            "epochs",
-            "batch_size",
-            "log_every",
-            "sample_every",
-            "save_every",
-            "keep",
-            "samples",
-        )
-        for name in counts:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        for names, fits, bounds in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not fits(value):
+                    raise ValueError(f"{name} must be {bounds}, got {value}")
         network = ARCHITECTURES[self.architecture]
         width = {"g_channels": network.get("base_channels"), "d_channels": network.get("base_channels")}
         suited = {

@@ -105,20 +105,20 @@ class Run:
         """
         if not (stored_path := folder / "recipe.yaml").is_file():
             raise FileNotFoundError(f"{folder} is not the folder of a run: it has no recipe.yaml")
-        if not (states := checkpoint.saved(folder / "state")):
+        if not checkpoint.saved(folder / "state"):
             raise FileNotFoundError(f"{folder} has no checkpoint to go on from: start it again in another folder")
         stored = Recipe.from_yaml(stored_path.read_text(encoding="utf-8"))
         recipe = _extended(stored, recipe or stored)
-        state = checkpoint.load(states[-1])
-
         device = build.device_named(recipe.device)
         generator, discriminator = from_pretrained(folder, device=device)
         images = build.images(recipe, progress)
+        run = cls(folder, recipe, images, build.trainer(recipe, generator, discriminator))
+        # Read under the lock, so that it is the last state of whoever held it before.
+        state = checkpoint.load(checkpoint.saved(folder / "state")[-1])
         if len(images) != state["images"]:
             raise ValueError(
                 f"the data set has {len(images)} images now, and had {state['images']} when training began"
             )
-        run = cls(folder, recipe, images, build.trainer(recipe, generator, discriminator))
         run.trainer.load_state_dict(state["trainer"])
         run._sums = {name: value.to(device) for name, value in state["sums"].items()}
         run._counts = state["counts"]
@@ -281,11 +281,12 @@ def _extended(stored: Recipe, recipe: Recipe) -> Recipe:
         recipe = recipe.replace(epochs=None)
     elif recipe.epochs != stored.epochs:
         recipe = recipe.replace(steps=None)
+    recipe = recipe.resolved()
     if fixed := [name for name in recipe.changes(stored) if name not in RESUMABLE]:
         raise ValueError(
             f"a resumed run cannot change {', '.join(fixed)}; it can change {', '.join(sorted(RESUMABLE))}"
         )
-    return recipe.resolved()
+    return recipe
 
 
 def _made(folder: Path | None, name: str) -> Path:

@@ -115,6 +115,8 @@ class Trainer(Generic[G, D]):
             raise ValueError(f"d_steps must be at least 1, got {d_steps}")
         if ema_decay is not None and not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1) or None, got {ema_decay}")
+        if label_smoothing >= 1:
+            raise ValueError(f"label_smoothing must be below 1, got {label_smoothing}")
         if label_smoothing and loss not in _SMOOTHABLE:
             raise ValueError(f"label_smoothing needs a loss with targets ({', '.join(_SMOOTHABLE)}), got {loss!r}")
         self._d_steps, self._ema_decay, self.seed, self.steps = d_steps, ema_decay, seed, 0

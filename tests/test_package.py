@@ -17,7 +17,22 @@ MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (R
 # Each module may import those above it.
 ORDER = [
     *("files", "latent", "losses", "augment", "architectures", "arguments", "images", "checkpoint", "sources"),
-    *("decoding", "packing", "data", "hub", "models", "trainer", "recipe", "generate", "build", "run", "benchmark"),
+    *(
+        "decoding",
+        "packing",
+        "data",
+        "card",
+        "hub",
+        "models",
+        "convert",
+        "export",
+        "trainer",
+        "recipe",
+        "generate",
+        "build",
+        "run",
+        "benchmark",
+    ),
     *("terminal", "cli", "__main__"),
 ]
 
