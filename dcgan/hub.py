@@ -151,9 +151,11 @@ class Pretrained(nn.Module):
             ValueError: If `repo_id` is not a repository's name.
         """
         from huggingface_hub import HfApi
+        from huggingface_hub.utils import validate_repo_id
 
         from dcgan.card import model_card
 
+        validate_repo_id(repo_id)
         api = HfApi(token=token)
         message = commit_message or f"Upload {type(self).__name__}"
         with tempfile.TemporaryDirectory() as folder, _explained(repo_id, revision):
@@ -214,7 +216,7 @@ def _download(
             raise
         except EntryNotFoundError as error:
             there = HfApi(token=options["token"]).list_repo_files(repo_id, revision=revision)
-            absent = next(name for name in names if name not in there)
+            absent = next((name for name in names if name not in there), names[1])
             raise FileNotFoundError(f"{repo_id} holds no {kind}: {absent} is missing{_pickled(there)}") from error
 
 
@@ -224,6 +226,8 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub import errors
 
     where = f"{repo_id} on the Hub"
+    # Of whichever HTTP library the client is built on.
+    http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
     try:
         yield
     except errors.HFValidationError as error:
@@ -238,6 +242,19 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
         raise FileNotFoundError(f"{where} has no revision {revision!r}") from error
     except errors.LocalEntryNotFoundError as error:
         raise FileNotFoundError(f"{where} cannot be reached, or must not be, and the cache has no copy") from error
+    except errors.LocalTokenNotFoundError as error:
+        raise PermissionError(f"{where} was to be asked with a token, and nobody is logged in: pass token=") from error
+    except (http_error, RuntimeError, ValueError) as error:
+        # The client hides some failures of the network behind other errors, and not all are OSErrors.
+        cause = error if isinstance(error, http_error) else error.__cause__
+        if not isinstance(cause, http_error):
+            raise
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise PermissionError(f"{where} refuses this token, or the lack of one: {cause}") from error
+        if status is None:
+            raise ConnectionError(f"{where} cannot be reached: {cause}") from error
+        raise OSError(f"{where} failed: {cause}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -260,7 +277,8 @@ def _read_weights(path: Path, device: str) -> tuple[dict[str, Tensor], dict[str,
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
         saved_config = json.loads(metadata["config"]) if "config" in metadata else None
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        again = "; if it was downloaded, force_download=True gets it again"
+        raise ValueError(f"{path} is not a whole safetensors file: {error}{again}") from error
     return state, saved_config if isinstance(saved_config, dict) else None
 
 

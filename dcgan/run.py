@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from dcgan import build, checkpoint, data, images
+from dcgan.card import model_card
 from dcgan.files import replacing
 from dcgan.generate import sampled
 from dcgan.latent import indexed
@@ -241,34 +242,17 @@ class Run:
             file.write(text.encode())
 
     def _card(self) -> str:
-        size, name = self.recipe.image_size, self.folder.resolve().name
-        side = f"{size}×{size}" if isinstance(size, int) else f"{size[0]}×{size[1]}" if size else ""
-        return _CARD.format(name=name, side=side, steps=self.trainer.steps, recipe=self.recipe.to_yaml(), r=self.recipe)
-
-
-_CARD = """---
-library_name: dcgan
-pipeline_tag: unconditional-image-generation
-tags: [gan, dcgan]
----
-# {name}
-
-A DCGAN ({r.architecture} architecture, {side} pixels) trained on {r.data} for {steps} steps of {r.batch_size} images.
-
-```python
-from dcgan import Generator
-
-generator = Generator.from_pretrained("PATH OR REPOSITORY")
-images = generator.sample(16, seed=0)
-```
-
-![Generated images](samples.gif)
-
-## Recipe
-
-```yaml
-{recipe}```
-"""
+        recipe = self.recipe
+        return model_card(
+            self.folder.resolve().name,
+            self.trainer.generator.config,
+            architecture=recipe.architecture,
+            dataset=recipe.data,
+            steps=self.trainer.steps,
+            batch_size=recipe.batch_size,
+            recipe=recipe.to_yaml(),
+            picture="samples.gif",
+        )
 
 
 def _step_of(frame: Path) -> int:

@@ -353,7 +353,7 @@ def test_networks_of_another_run_are_where_training_starts(unbroken, tmp_path):
 @pytest.mark.parametrize(("field", "value"), [("image_size", 32), ("channels", 3)])
 def test_networks_of_another_size_are_refused(unbroken, tmp_path, network, field, value):
     recipe = TINY.replace(**{network: str(unbroken), field: value})
-    with pytest.raises(ValueError, match=f"the {network} of .* has {field} .*, and the recipe {value}"):
+    with pytest.raises(ValueError, match=f"the {network} of .* has {field} .*, the recipe {value}"):
         Run.start(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -1,0 +1,285 @@
+"""Loading from and publishing to the Hub, with the real client against the server in `hub_server.py`."""
+
+import json
+import re
+
+import pytest
+from hub_server import OWNER, STRANGER, HubServer, client, digest
+from huggingface_hub import ModelCard
+
+from dcgan import Discriminator, Generator
+
+TINY = {"image_size": (16, 48), "channels": 1, "base_channels": 2}
+PAIR = ["config.json", "model.safetensors"]
+
+
+@pytest.fixture
+def hub():
+    with HubServer() as hub:
+        yield hub
+
+
+def files(folder, *networks):
+    """Return the files of networks as a repository has them."""
+    for network in networks:
+        network.save_pretrained(folder)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def raised(outcome, kind, message):
+    bases, said = outcome
+    assert kind.__name__ in bases, outcome
+    assert re.search(message, said), said
+
+
+def test_revisions_and_the_cache(hub, tmp_path):
+    old, new = Generator(latent_dim=5, **TINY), Generator(latent_dim=6, **TINY)
+    first = hub.add("me/g", files(tmp_path / "old", old), tag="v1")
+    hub.add("me/g", files(tmp_path / "new", new))
+    home, steps = tmp_path / "home", {}
+    steps["main"] = 'load("me/g")'
+    steps["again"] = 'load("me/g")'
+    steps["cached"] = 'load("me/g", local_files_only=True)'
+    steps["tag"] = 'load("me/g", revision="v1")'
+    steps["commit"] = f'load("me/g", revision="{first}")'
+    steps["elsewhere"] = f'load("me/g", cache_dir="{tmp_path / "elsewhere"}")'
+    steps["forced"] = 'load("me/g", force_download=True)'
+    code = "load = dcgan.Generator.from_pretrained\n"
+    code += "".join(f'result["{name}"] = digest({call})\n' for name, call in steps.items())
+    ran = client(hub, code, home=home)
+    assert ran.result == {name: digest(old if name in ("tag", "commit") else new) for name in steps}
+    assert ran.stdout == ""
+    assert hub.downloads() == 4 * PAIR  # main, tag, elsewhere and forced; the others are in the cache
+    assert (tmp_path / "elsewhere/models--me--g").is_dir()
+
+    hub.stop()
+    code = f"""
+load, empty = dcgan.Generator.from_pretrained, "{tmp_path / "empty"}"
+result["down"] = digest(load("me/g"))
+result["local"] = digest(load("me/g", local_files_only=True, revision="v1"))
+result["forced"] = attempt(load, "me/g", force_download=True)
+result["absent"] = attempt(load, "me/g", cache_dir=empty)
+result["absent locally"] = attempt(load, "me/g", cache_dir=empty, local_files_only=True)
+"""
+    ran = client(hub, code, home=home)
+    assert ran.stdout == ""
+    assert (ran.result["down"], ran.result["local"]) == (digest(new), digest(old))
+    raised(ran.result["forced"], OSError, r"me/g")
+    raised(ran.result["absent"], FileNotFoundError, r"me/g.*reached")
+    raised(ran.result["absent locally"], FileNotFoundError, r"me/g.*cache")
+
+
+G, D = "Generator.from_pretrained", "Discriminator.from_pretrained"
+REFUSALS = {
+    "no repository": (f'{G}, "me/none"', FileNotFoundError, r"'me/none'.*no repository.*private.*token"),
+    "no repository for us": (f'{G}, "me/none", token="{STRANGER}"', FileNotFoundError, r"me/none.*token"),
+    "no such name": (f'{G}, "a/b/c"', FileNotFoundError, r"no folder 'a/b/c'"),
+    "no token": (f'{G}, "me/private"', FileNotFoundError, r"me/private.*token"),
+    "another's token": (f'{G}, "me/private", token="{STRANGER}"', FileNotFoundError, r"me/private.*token"),
+    "wrong token": (f'{G}, "me/g", token="hf_wrong"', PermissionError, r"me/g.*token"),
+    "not logged in": (f'{G}, "me/g", token=True', PermissionError, r"me/g.*(token|log)"),
+    "gated, no token": (f'{G}, "me/gated"', PermissionError, r"me/gated.*ask"),
+    "gated, not let in": (f'{G}, "me/gated", token="{STRANGER}"', PermissionError, r"me/gated.*ask"),
+    "no revision": (f'{G}, "me/g", revision="v9"', FileNotFoundError, r"me/g.*no revision 'v9'"),
+    "no commit": (f'{G}, "me/g", revision="{"0" * 40}"', FileNotFoundError, r"me/g.*no revision '0{40}'"),
+    "no files": (f'{G}, "me/empty"', FileNotFoundError, r"me/empty holds no Generator: config.json is missing$"),
+    "no discriminator": (f'{D}, "me/g"', FileNotFoundError, r"me/g holds no Discriminator: discriminator/config.json"),
+    "half a pair": ('from_pretrained, "me/g"', FileNotFoundError, r"me/g holds no Discriminator: discriminator/config"),
+    "a pickle": (
+        f'{G}, "me/pickled"',
+        FileNotFoundError,
+        r"me/pickled.*model.safetensors is missing.*pytorch_model.bin.*`dcgan convert`",
+    ),
+    "a script's file": (f'{G}, "me/script"', FileNotFoundError, r"me/script.*netG_epoch_24.pth.*`dcgan convert`"),
+    "contradiction": (f'{G}, "me/g", local_files_only=True, force_download=True', ValueError, r"local_files_only"),
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """Return what each call raises that asks for something that is not there, or not for everyone."""
+    folder = tmp_path_factory.mktemp("refusals")
+    generator = Generator(latent_dim=5, **TINY)
+    whole = files(folder / "saved", generator)
+    code = "".join(f"result[{name!r}] = attempt(dcgan.{call})\n" for name, (call, _, _) in REFUSALS.items())
+    # Last, as what is in the cache needs no token.
+    code += f'result["private"] = digest(dcgan.{G}("me/private", token="{OWNER}"))\n'
+    code += f'result["gated"] = digest(dcgan.{G}("me/gated", token="{OWNER}"))\n'
+    with HubServer() as hub:
+        hub.add("me/g", whole)
+        hub.add("me/private", whole, private=True)
+        hub.add("me/gated", whole, gated=True)
+        hub.add("me/empty", {"README.md": b"# Nothing yet"})
+        hub.add("me/pickled", {"config.json": whole["config.json"], "pytorch_model.bin": b"\x80\x02"})
+        hub.add("me/script", {"README.md": b"# A tutorial", "netG_epoch_24.pth": b"\x80\x02"})
+        ran = client(hub, code, home=folder / "home")
+        assert ran.stdout == ""
+        # A token goes to the Hub, not to the hosts that it sends its clients to.
+        assert {request.token for request in hub.log if "/resolve/" in request.path} > {OWNER}
+        assert {request.token for request in hub.log if request.path.startswith("/cdn/")} == {None}
+    assert ran.result["private"] == ran.result["gated"] == digest(generator)
+    return ran.result
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_is_not_there_is_told(refusals, case):
+    _, kind, message = REFUSALS[case]
+    raised(refusals[case], kind, message)
+
+
+def test_downloads_that_fail(hub, tmp_path):
+    generator, other = Generator(latent_dim=5, **TINY), Generator(latent_dim=6, **TINY)
+    whole = files(tmp_path / "saved", generator)
+    weights = whole["model.safetensors"]
+    names = ["cut", "resumed", "busy", "limited", "slow", "broken", "short", "garbage", "moving"]
+    for name in names:
+        hub.add(f"me/{name}", whole)
+    hub.fail("me/cut/model", cut=100, times=6)  # as often as the client tries
+    hub.fail("me/resumed/model", cut=1500)
+    hub.fail("me/busy/resolve", method="HEAD", status=503, times=3)
+    hub.fail("me/limited/model", status=429, times=2)
+    hub.fail("me/slow/resolve", method="HEAD", delay=1.2)
+    hub.fail("me/slow/model", delay=1.2)
+    hub.fail("me/broken/model", status=500)
+    hub.fail("me/short/model", body=weights[:-1])
+    hub.fail("me/garbage/model", body=bytes(len(weights)))
+    hub.fail("me/moving/resolve", then=lambda: hub.add("me/moving", files(tmp_path / "other", other)))
+    code = f"""
+from huggingface_hub import constants
+constants.DOWNLOAD_CHUNK_SIZE = 512  # what it keeps of a file that is cut off
+load = dcgan.Generator.from_pretrained
+for name in {names}:
+    cache = f"{tmp_path}/{{name}}"  # of its own, as the files are the same
+    for turn in ("first", "offline", "second"):
+        try:
+            outcome = digest(load(f"me/{{name}}", cache_dir=cache, local_files_only=turn == "offline"))
+        except Exception as error:
+            outcome = attempt(lambda: (_ for _ in ()).throw(error))
+        result[f"{{name}} {{turn}}"] = outcome
+result["healed"] = digest(load("me/garbage", cache_dir=f"{tmp_path}/garbage", force_download=True))
+"""
+    ran = client(hub, code, home=tmp_path / "home", HF_HUB_ETAG_TIMEOUT="1", HF_HUB_DOWNLOAD_TIMEOUT="1")
+    assert ran.stdout == ""
+    for name in ("resumed", "busy", "limited", "slow"):
+        assert [ran.result[f"{name} {turn}"] for turn in ("first", "offline", "second")] == 3 * [digest(generator)], (
+            name
+        )
+    assert [r.range for r in hub.log if "me/resumed/model" in r.path] == [None, "bytes=1024-"]
+    for name in ("cut", "broken", "short"):
+        raised(ran.result[f"{name} first"], OSError, rf"me/{name}")
+        raised(ran.result[f"{name} offline"], FileNotFoundError, rf"me/{name}")  # nothing half loaded is kept
+        assert ran.result[f"{name} second"] == digest(generator)
+    for turn in ("first", "offline", "second"):
+        raised(ran.result[f"garbage {turn}"], ValueError, r"model.safetensors is not a whole safetensors file")
+    assert ran.result["healed"] == digest(generator)
+    # Both files are of the commit that the first was found in, though another was pushed meanwhile.
+    assert [ran.result[f"moving {turn}"] for turn in ("first", "second")] == [digest(generator), digest(other)]
+
+
+def test_push(hub, tmp_path):
+    generator, other, discriminator = Generator(latent_dim=5, **TINY), Generator(**TINY), Discriminator(**TINY)
+    for name, network in {"g": generator, "other": other, "d": discriminator}.items():
+        network.save_pretrained(tmp_path / name)
+    hub.add("me/public", {"README.md": b"# Mine"})
+    hub.fail("/lfs/", method="PUT", status=503)  # the client tries again
+    code = f"""
+G, D = dcgan.Generator, dcgan.Discriminator
+g, other, d = (kind.from_pretrained(f"{tmp_path}/{{name}}") for kind, name in ((G, "g"), (G, "other"), (D, "d")))
+result["first"] = g.push_to_hub("me/new", private=True, commit_message="First light")
+result["loaded"] = digest(G.from_pretrained("me/new"))
+result["second"] = d.push_to_hub("me/new")
+result["pair"] = [digest(network) for network in dcgan.from_pretrained("me/new")]
+result["third"] = other.push_to_hub("me/new")
+result["updated"] = [digest(network) for network in dcgan.from_pretrained("me/new")]
+result["old"] = digest(G.from_pretrained("me/new", revision=result["first"].split("/")[-1]))
+result["same"] = other.push_to_hub("me/new")
+g.push_to_hub("me/public")
+result["stranger"] = attempt(g.push_to_hub, "me/public", token="{STRANGER}")
+result["wrong token"] = attempt(g.push_to_hub, "me/public", token="hf_wrong")
+result["bad name"] = attempt(g.push_to_hub, "a/b/c")
+del os.environ["HF_TOKEN"]
+result["no token"] = attempt(g.push_to_hub, "me/third")
+result["no token, there"] = attempt(g.push_to_hub, "me/public")
+result["hidden"] = attempt(g.push_to_hub, "me/new")
+result["given token"] = g.push_to_hub("me/fourth", token="{OWNER}")
+"""
+    ran = client(hub, code, home=tmp_path / "home", HF_TOKEN=OWNER)
+    assert ran.stdout == ""
+    new, public = hub.repos["me/new"], hub.repos["me/public"]
+    assert ran.result["loaded"] == ran.result["old"] == digest(generator)
+    assert ran.result["pair"] == [digest(generator), digest(discriminator)]
+    assert ran.result["updated"] == [digest(other), digest(discriminator)]
+    urls = [ran.result[name] for name in ("first", "second", "third")]
+    assert urls == [
+        f"{hub.url}/me/new/commit/{oid}" for oid in list(new.commits)[1:]
+    ]  # one commit each, none for "same"
+    assert ran.result["same"] == urls[-1]
+    assert new.messages == ["initial commit", "First light", "Upload Discriminator", "Upload Generator"]
+    assert (new.private, hub.repos["me/fourth"].private) == (True, False)
+    assert set(new.files) == {".gitattributes", "README.md", *PAIR, *(f"discriminator/{name}" for name in PAIR)}
+    card = ModelCard(new.files["README.md"].decode(), ignore_metadata_errors=False)
+    assert card.data.library_name == "dcgan"
+    assert 'Generator.from_pretrained("me/new")' in card.text
+    assert public.files["README.md"] == b"# Mine"
+    assert set(public.files) == {"README.md", *PAIR}
+    assert json.loads(public.files["config.json"])["class"] == "Generator"
+    assert "me/third" not in hub.repos
+
+    for case in ("stranger", "wrong token", "no token", "no token, there", "hidden"):
+        name = {"no token": "me/third", "hidden": "me/new"}.get(case, "me/public")
+        raised(ran.result[case], PermissionError, rf"{name}.*token")
+    raised(ran.result["bad name"], ValueError, r"a/b/c")
+
+
+def test_pushes_that_fail_commit_nothing(hub, tmp_path):
+    Generator(latent_dim=5, **TINY).save_pretrained(tmp_path / "g")
+    hub.add("me/g", {"README.md": b"# Mine"})
+    faults = {"/api/repos/create": ("POST", 500), "/preupload/": ("POST", 400), "/commit/": ("POST", 500)}
+    for path, (method, status) in faults.items():
+        hub.fail(path, method=method, status=status)
+    hub.fail("/lfs/", method="PUT", status=403)
+    code = f"""
+g = dcgan.Generator.from_pretrained("{tmp_path / "g"}")
+result = [attempt(g.push_to_hub, "me/g") for _ in range({len(faults) + 1})]
+"""
+    ran = client(hub, code, home=tmp_path / "home", HF_TOKEN=OWNER)
+    assert not any(fault.times for fault in hub.faults)
+    for outcome in ran.result:
+        raised(outcome, OSError, r"me/g")
+    assert hub.repos["me/g"].messages == ["Add"]
+
+    hub.stop()
+    code = f'result["down"] = attempt(dcgan.Generator.from_pretrained("{tmp_path / "g"}").push_to_hub, "me/g")\n'
+    ran = client(hub, code, home=tmp_path / "home", HF_TOKEN=OWNER)
+    raised(ran.result["down"], OSError, r"me/g.*reached")
+
+
+STOCK = """
+from huggingface_hub import PyTorchModelHubMixin
+from torch import nn
+
+class Stock(nn.Module, PyTorchModelHubMixin):
+    def __init__(self, *, {arguments}):
+        super().__init__()
+        ours = dcgan.Generator({passed})
+        self.blocks, self.head = ours.blocks, ours.head
+"""
+
+
+def test_repositories_of_the_stock_mixin_and_ours_are_the_same(hub, tmp_path):
+    generator = Generator(latent_dim=5, **TINY)
+    hub.add("me/ours", files(tmp_path / "saved", generator))
+    defaults = Generator().config
+    arguments = ", ".join(f"{name}={value!r}" for name, value in defaults.items())
+    code = STOCK.format(arguments=arguments, passed=", ".join(f"{name}={name}" for name in defaults))
+    code += f"""
+load, folder = dcgan.Generator.from_pretrained, "{tmp_path / "stock"}"
+result["ours"] = digest(Stock.from_pretrained("me/ours", strict=True))
+stock = Stock(latent_dim=7, image_size=(16, 48), channels=1, base_channels=2, norm="layer")
+stock.push_to_hub("me/stock", token="{OWNER}")
+stock.save_pretrained(folder)
+result["theirs"] = [digest(stock), digest(load("me/stock")), digest(load(folder))]
+"""
+    ran = client(hub, code, home=tmp_path / "home")
+    assert ran.result["ours"] == digest(generator)
+    assert len(set(ran.result["theirs"])) == 1
