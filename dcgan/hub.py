@@ -151,7 +151,7 @@ class Pretrained(nn.Module):
             ValueError: If `repo_id` is not a repository's name.
         """
         from huggingface_hub import HfApi
-        from huggingface_hub.utils import validate_repo_id
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
         from dcgan.card import model_card
 
@@ -226,8 +226,6 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub import errors
 
     where = f"{repo_id} on the Hub"
-    # Of whichever HTTP library the client is built on.
-    http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
     try:
         yield
     except errors.HFValidationError as error:
@@ -244,17 +242,33 @@ def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
         raise FileNotFoundError(f"{where} cannot be reached, or must not be, and the cache has no copy") from error
     except errors.LocalTokenNotFoundError as error:
         raise PermissionError(f"{where} was to be asked with a token, and nobody is logged in: pass token=") from error
-    except (http_error, RuntimeError, ValueError) as error:
-        # The client hides some failures of the network behind other errors, and not all are OSErrors.
-        cause = error if isinstance(error, http_error) else error.__cause__
-        if not isinstance(cause, http_error):
+    except (OSError, RuntimeError, ValueError, _http_error()) as error:
+        if (failure := _network_failure(error, where)) is error:
             raise
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        if status in (401, 403):
-            raise PermissionError(f"{where} refuses this token, or the lack of one: {cause}") from error
-        if status is None:
-            raise ConnectionError(f"{where} cannot be reached: {cause}") from error
-        raise OSError(f"{where} failed: {cause}") from error
+        raise failure from error
+
+
+def _network_failure(error: Exception, where: str) -> Exception:
+    """Return what to raise for an error that may be, or hide, one of the network; `error` itself if it is not."""
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return error  # explained already
+    cause = error if isinstance(error, _http_error()) else error.__cause__
+    if not isinstance(cause, _http_error()):
+        return error
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    if status in (401, 403):
+        return PermissionError(f"{where} refuses this token, or the lack of one: {cause}")
+    if status is None:
+        return ConnectionError(f"{where} cannot be reached: {cause}")
+    return OSError(f"{where} failed: {cause}")
+
+
+def _http_error() -> type[Exception]:
+    """Return the base of all errors of the HTTP library that the client is built on, whichever that is."""
+    from huggingface_hub import errors
+
+    http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+    return http_error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
