@@ -1,4 +1,4 @@
-"""The command line: `dcgan train`, `dcgan generate`, `dcgan bench`.
+"""The command line: `dcgan train`, `generate`, `convert`, `export` and `bench`.
 
 Commands import what they need when they run, so that help and mistakes are answered without torch.
 
@@ -7,62 +7,20 @@ Exit codes: 0 done; 1 the run failed; 2 a mistake in what was asked for; 128 + N
 
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
-import yaml
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
-from cyclopts.config import Yaml
+from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 import dcgan
-from dcgan.recipe import WHOLE, Precision, Recipe
-from dcgan.terminal import RunError, UsageError, failures, mistakes, progress_bar, say, signals
-
-if TYPE_CHECKING:
-    from dcgan.run import Run
+from dcgan.recipe import SIZE, WHOLE, Precision, Recipe
+from dcgan.terminal import RunError, UsageError, failures, mistakes, progress_bar, say
+from dcgan.training import describe, dry_run_of, recipe_file, train_to_the_end
 
 _FLAG = Parameter(negative=())
-
-
-def _recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Let a recipe file, or the recipe of a run to resume, give what the command line does not."""
-    given = {argument.name: argument.tokens[-1].value for argument in arguments if argument.tokens}
-    if "--resume" in given and "--config" in given:
-        raise UsageError("--resume brings its own recipe: leave --config out")
-    if "--resume" in given:
-        path = Path(given["--resume"], "recipe.yaml")
-        if not path.is_file():
-            raise UsageError(f"{given['--resume']} is not the folder of a run: it has no recipe.yaml")
-    elif "--config" in given:
-        path = Path(given["--config"])
-        if not path.is_file():
-            raise UsageError(f"there is no recipe file {path}")
-    else:
-        return
-    _check_recipe_file(path)
-    Yaml(path, use_commands_as_keys=False)(app, commands, arguments)
-    lengths = {argument.name: argument for argument in arguments if argument.name in {"--steps", "--epochs"}}
-    if len(lengths.keys() & given.keys()) == 1:
-        # A length on the command line replaces that of the file, whichever unit either has.
-        for name in lengths.keys() - given.keys():
-            lengths[name].tokens.clear()
-
-
-def _check_recipe_file(path: Path) -> None:
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{path} is not YAML: {error}") from error
-    if not isinstance(fields, dict):
-        raise UsageError(f"{path} must hold the fields of a recipe, such as 'steps: 1000'")
-    if own := {"out", "resume", "config", "print_recipe", "dry_run"} & {str(name).replace("-", "_") for name in fields}:
-        raise UsageError(
-            f"{path} is a recipe, where {', '.join(sorted(own))} has no place: give it on the command line"
-        )
 
 
 _DEFAULTS = Recipe()
@@ -75,12 +33,12 @@ app = App(
 )
 
 
-@app.command(config=_recipe_file)
+@app.command(config=recipe_file)
 def train(
     *,
     out: Path | None = None,
     resume: Path | None = None,
-    config: Path | None = None,  # noqa: ARG001 - read by _recipe_file
+    config: Path | None = None,  # noqa: ARG001 - read by recipe_file
     print_recipe: Annotated[bool, _FLAG] = False,
     dry_run: Annotated[bool, _FLAG] = False,
     recipe: Annotated[Recipe, Parameter(name="*")] = _DEFAULTS,
@@ -106,7 +64,7 @@ def train(
         if resume is not None and dry_run:
             raise UsageError("--dry-run starts a run afresh: leave --resume out")
     if dry_run:
-        return _dry_run(recipe)
+        return dry_run_of(recipe)
     from dcgan.run import Run
 
     began = time.perf_counter()
@@ -117,12 +75,12 @@ def train(
             else Run.resume(resume, recipe, progress=progress)
         )
     folder = quote(str(run.folder))
-    _describe(run)
+    describe(run)
     if run.trainer.steps >= run.steps:
         raise UsageError(
             f"{run.folder} has all its {run.steps} steps; for more: dcgan train --resume {folder} --steps N"
         )
-    stopped_by = _train(run)
+    stopped_by = train_to_the_end(run)
     if stopped_by:
         say(f"\nstopped at step {run.trainer.steps} of {run.steps}, and saved; to go on:")
         say(f"  dcgan train --resume {folder}")
@@ -192,6 +150,66 @@ def generate(
                 for done in write_images(generator, out, number, seed=seed, start=start, batch_size=batch_size):
                     progress(done, number)
     say(f"{number} images in {picture if grid else out}")
+    return 0
+
+
+@app.command
+def convert(
+    *paths: Path,
+    key: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    image_size: Annotated[int | tuple[int, int] | None, SIZE] = None,
+    latent: Literal["normal", "uniform"] | None = None,
+    norm_eps: float | None = None,
+    stem_activation: bool | None = None,
+    output: Literal["tanh", "sigmoid"] | None = None,
+    to: Literal["tutorial"] | None = None,
+    discriminator: Annotated[bool, _FLAG] = False,
+    force: Annotated[bool, _FLAG] = False,
+) -> int:
+    """Convert checkpoints of other programs to a folder that everything here loads, or back.
+
+    Args:
+        paths: Files to read, and the folder to write; with --to, the folder to read and the file to write.
+        key: Where in its file a network is, if there are several of its kind, such as netG_ema; may be repeated.
+        image_size: Side of the images, or HEIGHTxWIDTH; by default what the weights lead to.
+        latent: Distribution of the latents; by default normal, and uniform for the authors' networks but SVHN's.
+        norm_eps: Epsilon of the normalisations; by default 1e-5, and 1e-8 for the authors' networks.
+        stem_activation: Whether a ReLU follows the generator's stem; by default it does, but for linear5.
+        output: The generator's last activation; by default tanh.
+        to: Write a state dict that the classes of PyTorch's example and tutorial load, instead.
+        discriminator: With --to, write the discriminator rather than the generator.
+        force: Replace what is there.
+    """
+    with mistakes():
+        if len(paths) < 2:
+            raise UsageError(f"convert needs at least one file to read and then what to write, got {len(paths)} paths")
+        *sources, out = paths
+        taken = out if to is not None else out / "config.json"
+        if taken.exists() and not force:
+            raise UsageError(f"{taken} exists: --force replaces it")
+        if to is not None:
+            from dcgan.convert import write_tutorial
+            from dcgan.models import Discriminator, Generator
+
+            if len(sources) > 1:
+                raise UsageError(f"--to writes one network, got {len(sources)} to read")
+            write_tutorial((Discriminator if discriminator else Generator).from_pretrained(sources[0]), out)
+        else:
+            import dcgan.convert
+
+            converted = dcgan.convert.convert(
+                sources,
+                keys=key,
+                image_size=image_size,
+                latent=latent,
+                norm_eps=norm_eps,
+                stem_activation=stem_activation,
+                output=output,
+            )
+            converted.save(out)
+            for note in converted.notes:
+                say(note)
+    say(f"written to {out}")
     return 0
 
 
@@ -286,61 +304,3 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit:  # rich's own answer to a reader that went away
         return 0
     return code
-
-
-def _train(run: "Run") -> int:
-    """Train to the end or to a signal, whose number is returned."""
-    from tqdm import tqdm
-
-    with (
-        failures(),
-        signals() as received,
-        tqdm(total=run.steps, initial=run.trainer.steps, unit="step", disable=None, dynamic_ncols=True) as bar,
-    ):
-        said = time.perf_counter()
-        for record in run.train():
-            bar.update()
-            if record is not None:
-                bar.set_postfix_str(_summary(record))
-                if bar.disable and time.perf_counter() - said > 10:  # a log file gets a line now and then
-                    said = time.perf_counter()
-                    say(f"step {run.trainer.steps} of {run.steps}: {_summary(record)}")
-            if received and run.trainer.steps < run.steps:
-                run.save()
-                return received[0]
-    return 0
-
-
-def _summary(record: dict[str, float]) -> str:
-    names = {"d_loss": "D", "g_loss": "G", "d_real": "D(x)", "d_fake": "D(G(z))"}
-    figures = [f"{label} {record[name]:.3f}" for name, label in names.items() if name in record]
-    return "  ".join([*figures, f"{record['images_per_second']:.0f} img/s"])
-
-
-def _describe(run: "Run") -> None:
-    images, recipe = run.images, run.recipe
-    where = ""
-    if images.path is not None:
-        where = f", packed in {images.path} ({images.path.stat().st_size / 2**20:.1f} MiB)"
-    height, width = images.image_size
-    say(f"data      {images.name}: {len(images):,} images {height}x{width}x{images.channels}{where}")
-    if images.skipped:
-        say(f"          {len(images.skipped)} files left out, such as {images.skipped[0][0]}: {images.skipped[0][1]}")
-    sizes = [sum(p.numel() for p in n.parameters()) for n in (run.trainer.generator, run.trainer.discriminator)]
-    say(f"networks  {recipe.architecture}: generator {sizes[0]:,} parameters, discriminator {sizes[1]:,}")
-    steps = f"step {run.trainer.steps} to {run.steps}, {recipe.batch_size} images each"
-    say(f"run       {run.folder}: {steps}, on {run.trainer.device}")
-
-
-def _dry_run(recipe: Recipe) -> int:
-    from dcgan.run import Run
-
-    with tempfile.TemporaryDirectory() as folder, mistakes():
-        with progress_bar("decoding", "img") as progress:
-            run = Run.start(recipe.replace(steps=1, epochs=None), Path(folder), progress=progress)
-        _describe(run)
-        with failures():
-            for _ in run.train():
-                pass
-    say("dry run: trained, sampled and saved one step; nothing was kept")
-    return 0

@@ -42,7 +42,7 @@ def _whole(_: Any, tokens: Sequence[Token]) -> int | None:
 
 
 WHOLE = Parameter(converter=_whole)
-_SIZE = Parameter(converter=_size, n_tokens=1, negative=())
+SIZE = Parameter(converter=_size, n_tokens=1, negative=())
 
 DataName = Literal[
     "digits",
@@ -152,7 +152,7 @@ class Recipe:
     data: Annotated[DataName, _DATA] = "digits"
     root: Annotated[Path | None, _DATA] = None
     classes: Annotated[tuple[str, ...], _DATA, _WORDS] = ()
-    image_size: Annotated[int | tuple[int, int] | None, _DATA, _SIZE] = None
+    image_size: Annotated[int | tuple[int, int] | None, _DATA, SIZE] = None
     channels: Annotated[Literal[1, 3, 4] | None, _DATA] = None
     resize: Annotated[Literal["crop", "squash"], _DATA] = "crop"
     flip: Annotated[bool, _DATA] = False
