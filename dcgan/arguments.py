@@ -1,7 +1,7 @@
 """Arguments of the networks: what they may be and the shapes they lead to."""
 
 from collections.abc import Sequence
-from inspect import signature
+from functools import cache
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -36,8 +36,8 @@ def pyramid(config: dict[str, Any]) -> tuple[list[tuple[int, int]], list[int]]:
 
 def checked(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return a constructor's arguments as JSON-able values, each checked against its annotation."""
-    hints = get_type_hints(vars(cls)["__init__"])
-    config = {name: arguments[name] for name in signature(cls).parameters}
+    hints = _annotations(cls)
+    config = {name: arguments[name] for name in hints}
     for name, value in config.items():
         hint = hints[name]
         if name == "image_size":
@@ -55,6 +55,11 @@ def checked(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
         elif value is not None or NoneType not in get_args(hint):
             config[name] = _count(name, value)
     return config
+
+
+@cache  # resolving annotations takes longer than building a layer
+def _annotations(cls: type) -> dict[str, Any]:
+    return get_type_hints(vars(cls)["__init__"])
 
 
 def _count(name: str, value: object) -> int:

@@ -85,7 +85,7 @@ class Generator(_Network):
         latent: Literal["normal", "uniform"] = "normal",
     ):
         super().__init__()
-        self.config = checked(type(self), locals())
+        self.config = checked(Generator, locals())
         if stem_norm == "unit" and (stem, norm) != ("linear", "batch"):
             raise ValueError(
                 f"stem_norm 'unit' needs stem 'linear' and norm 'batch', got stem {stem!r} and norm {norm!r}"
@@ -224,7 +224,7 @@ class Discriminator(_Network):
         norm_eps: float = 1e-5,
     ):
         super().__init__()
-        self.config = checked(type(self), locals())
+        self.config = checked(Discriminator, locals())
         sizes, widths = pyramid(self.config)  # S = 64: 64, 32, ..., 4 and C, 2C, 4C, 8C
         padding, odd = (kernel_size - 1) // 2, _odd(kernel_size)
 

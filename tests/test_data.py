@@ -271,7 +271,7 @@ def test_links_are_followed_and_cycles_end(tmp_path):
     ("arguments", "error", "message"),
     [
         ({"name": "mnits"}, ValueError, "name must be one of celeba, .* got 'mnits': did you mean 'mnist'"),
-        ({"name": "folder"}, ValueError, "root must be the folder of images .* got None"),
+        ({"name": "folder"}, ValueError, "the set 'folder' needs root, the folder of images"),
         (
             {"name": "folder", "root": "missing"},
             FileNotFoundError,

@@ -165,6 +165,15 @@ def test_every_configuration_builds_runs_learns_and_rebuilds(configuration):
         assert shapes == {key: value.shape for key, value in network.state_dict().items()}
 
 
+def test_subclasses_are_built_and_loaded_like_their_parents(tmp_path):
+    class Mine(Generator):
+        pass
+
+    mine = Mine(image_size=16, base_channels=2)
+    mine.save_pretrained(tmp_path)
+    assert Mine.from_pretrained(tmp_path).config == mine.config
+
+
 def test_resized_up_convolutions_have_plain_kernels():
     generator = Generator(image_size=32, base_channels=4, kernel_size=5, upsample="resize")
     assert not any(isinstance(m, nn.ConvTranspose2d) for name, m in generator.named_modules() if "4x4" not in name)
