@@ -50,7 +50,7 @@ def checked(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
             if not isinstance(value, bool):
                 raise TypeError(f"{name} must be True or False, got {value!r}")
         elif hint is float:
-            if not isinstance(value, int | float) or not value > 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be a number above 0, got {value!r}")
         elif value is not None or NoneType not in get_args(hint):
             config[name] = _count(name, value)

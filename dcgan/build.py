@@ -21,7 +21,7 @@ def device_named(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise ValueError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
     return torch.device(name)
@@ -35,10 +35,10 @@ def networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
     """
     generator, discriminator = None, None
     if recipe.generator is not None:
-        generator = Generator.from_pretrained(recipe.generator)
+        generator = Generator.from_pretrained(recipe.generator, dtype=torch.float32)
         recipe = _taking_over(recipe, generator, recipe.generator, _SHARED | _GENERATOR)
     if recipe.discriminator is not None:
-        discriminator = Discriminator.from_pretrained(recipe.discriminator)
+        discriminator = Discriminator.from_pretrained(recipe.discriminator, dtype=torch.float32)
         size = {name: _SHARED[name] for name in ("image_size", "channels")}
         recipe = _taking_over(recipe, discriminator, recipe.discriminator, size | _DISCRIMINATOR)
     recipe = recipe.resolved()
@@ -49,7 +49,7 @@ def networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
 
     # Fresh weights are a function of the seed alone, and leave the process's own random state as it was.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)
         if generator is None:
             generator = Generator.from_architecture(recipe.architecture, **arguments(_SHARED | _GENERATOR))
         if discriminator is None:

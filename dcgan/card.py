@@ -46,10 +46,12 @@ def model_card(
     training += f" for {steps:,} steps" if steps is not None else ""
     training += f" of {batch_size} images" if steps is not None and batch_size else ""
     network = f"the {architecture} architecture" if architecture else "its own architecture"
+    images = f"{height}×{width} images of {channels} channel{'s' if channels > 1 else ''}"
+    use = _USE if "latent_dim" in config else _USE_DISCRIMINATOR
     parts = [
         f"---\n{data.to_yaml()}\n---\n# {name}",
-        f"A deep convolutional GAN of {network} for {height}×{width} images of {channels} channels{training}.",
-        _USE.format(name=name),
+        f"A deep convolutional GAN of {network} for {images}{training}.",
+        use.format(name=name),
     ]
     if picture:
         parts.append(f"![Generated images]({picture})")
@@ -69,4 +71,11 @@ from dcgan import Generator
 
 generator = Generator.from_pretrained("{name}")
 images = generator.sample(16, seed=0)
+```"""
+
+_USE_DISCRIMINATOR = """```python
+from dcgan import Discriminator
+
+discriminator = Discriminator.from_pretrained("{name}")
+activations = discriminator.features(images)
 ```"""

@@ -20,16 +20,22 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2) -> Pa
         state: Tensors, numbers and strings in dictionaries and lists.
         step: Number the file is named by.
         keep: How many states stay, at least 1.
+
+    Raises:
+        ValueError: If `keep` is below 1.
     """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}.pt"
     buffer = io.BytesIO()  # writing to a full disk itself, torch hides the OSError behind a RuntimeError
     torch.save(state, buffer)
     with replacing(path) as file:
         file.write(buffer.getbuffer())
-    for old in saved(folder)[: -max(keep, 1)]:
+    others = [other for other in saved(folder) if other != path]
+    for old in others[: max(0, len(others) + 1 - keep)]:
         old.unlink()
-    for leftover in folder.glob(".*.tmp"):  # of processes that were killed
+    for leftover in folder.glob(".step-*.pt.*.tmp"):  # of processes that were killed
         leftover.unlink()
     return path
 
@@ -48,7 +54,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... on broken files
         raise ValueError(f"{path} is not a whole training state: {error}") from error

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import dcgan
 from dcgan.recipe import SIZE, WHOLE, Precision, Recipe
-from dcgan.terminal import RunError, UsageError, failures, mistakes, progress_bar, say
+from dcgan.terminal import RunError, UsageError, breakdowns, failures, mistakes, progress_bar, say
 from dcgan.training import describe, dry_run_of, recipe_file, train_to_the_end
 
 _FLAG = Parameter(negative=())
@@ -68,7 +68,7 @@ def train(
     from dcgan.run import Run
 
     began = time.perf_counter()
-    with mistakes(), progress_bar("decoding", "img") as progress:
+    with mistakes(), breakdowns(), progress_bar("decoding", "img") as progress:
         run = (
             Run.start(recipe, out, progress=progress)
             if resume is None
@@ -144,7 +144,7 @@ def generate(
         generator = Generator.from_pretrained(model, device=device_named(device))
     with failures():
         if grid:
-            write_grid(generator, picture, number, seed=seed, start=start)
+            write_grid(generator, picture, number, seed=seed, start=start, batch_size=batch_size)
         else:
             with progress_bar("generating", "img") as progress:
                 for done in write_images(generator, out, number, seed=seed, start=start, batch_size=batch_size):
@@ -267,7 +267,7 @@ def bench(
     """
     from dcgan.benchmark import benchmark, table
 
-    with mistakes():
+    with mistakes(), breakdowns():
         from dcgan.build import device_named
 
         report = benchmark(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dcgan.arguments import pyramid, sides
 from dcgan.files import replacing
 from dcgan.foreign import Found, Kind, discriminator_places, generator_places, networks_in
-from dcgan.hub import expect_fit
+from dcgan.hub import Skeleton, expect_fit
 from dcgan.latent import Distribution, indexed
 from dcgan.models import Discriminator, Generator, evaluating
 
@@ -203,7 +203,7 @@ def _build(
         shown = _inferred(found, image_size)
         hidden = _assumed(found, shown)
         hidden |= {k: v for k, v in given.items() if v is not None and k in hidden}
-        with torch.device("meta"):
+        with Skeleton():
             network = kind(**shown, **hidden)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}, but {error}") from error

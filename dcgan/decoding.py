@@ -6,6 +6,7 @@ Shapes: H and W the sides asked for, K channels.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import struct
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Resize = Literal["crop", "squash"]
 
 # Pillow reads far more, some of it by running other programs (EPS): images from anywhere are not worth that.
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
 
@@ -74,7 +76,11 @@ class Decoder:
                 return self._fit(_flatten(image, self.channels))
         except UnidentifiedImageError as error:
             raise ValueError(f"is not of a known format ({', '.join(_FORMATS)})") from error
+        except MemoryError:
+            raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _PASSING:
+                raise  # a fault of the machine, which says nothing of the image
             # Damaged files make Pillow raise OSError, SyntaxError, struct.error, zlib.error and more.
             raise ValueError(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
 

@@ -18,6 +18,7 @@ def export_onnx(network: Pretrained, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         ImportError: If the extra `onnx` is not installed.
+        RuntimeError: If torch exports nothing.
     """
     try:
         import onnx  # noqa: F401

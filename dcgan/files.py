@@ -8,25 +8,27 @@ from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a file for writing that becomes `path` when the block ends.
 
     Until then `path` is what it was. A kill at any moment, or an error in the block, leaves the old file or the new
-    one, never part of one.
+    one, never part of one; with `durable`, which takes milliseconds, so does a power cut.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         error.filename = error.filename or str(path)  # a full disk does not say
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
+    if durable:
+        _flush_folder(path.parent)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -18,18 +19,22 @@ def write_images(
     Files of the same names are replaced; `clashes` tells which there are. Each file is whole or not there.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    save = partial(images.save_png, durable=False)  # what can be made again need not outlive a power cut
     with ThreadPoolExecutor() as pool:
         for done in range(0, n, batch_size):
-            batch = sampled(generator, min(batch_size, n - done), seed=seed, start=start + done)
-            paths = [folder / _name(start + done + i) for i in range(len(batch))]
-            list(pool.map(images.save_png, paths, batch))  # zlib works outside the interpreter's lock
+            count = min(batch_size, n - done)
+            batch = sampled(generator, count, seed=seed, start=start + done, batch_size=batch_size)
+            paths = [folder / _name(start + done + i) for i in range(count)]
+            list(pool.map(save, paths, batch))  # zlib works outside the interpreter's lock
             yield done + len(batch)
 
 
-def write_grid(generator: Generator, path: Path, n: int, *, seed: int = 0, start: int = 0) -> None:
+def write_grid(
+    generator: Generator, path: Path, n: int, *, seed: int = 0, start: int = 0, batch_size: int = 64
+) -> None:
     """Write the same images as one picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    images.save_png(path, images.grid(sampled(generator, n, seed=seed, start=start)))
+    images.save_png(path, images.grid(sampled(generator, n, seed=seed, start=start, batch_size=batch_size)))
 
 
 def clashes(folder: Path, n: int, *, start: int = 0) -> list[Path]:
@@ -38,10 +43,11 @@ def clashes(folder: Path, n: int, *, start: int = 0) -> list[Path]:
     return [folder / name for name in map(_name, range(start, start + n)) if name in there]
 
 
-def sampled(generator: Generator, n: int, *, seed: int, start: int = 0) -> Tensor:
-    """Return generated images as uint8 `(n, K, H, W)`."""
+def sampled(generator: Generator, n: int, *, seed: int, start: int = 0, batch_size: int = 64) -> Tensor:
+    """Return generated images as uint8 `(n, K, H, W)`, on the CPU."""
     value_range = (0.0, 1.0) if generator.config["output"] == "sigmoid" else (-1.0, 1.0)
-    return images.to_uint8(generator.sample(n, seed=seed, start=start), value_range)
+    samples = generator.sample(n, seed=seed, start=start, batch_size=batch_size)
+    return images.to_uint8(samples, value_range).cpu()
 
 
 def _name(index: int) -> str:

@@ -89,7 +89,7 @@ class Pretrained(nn.Module):
             raise ValueError(f"{config_path} describes a {kind}, not a {cls.__name__}")
         writer = config.pop("dcgan", None)
         try:
-            with _Skeleton():
+            with Skeleton():
                 network = cls(**config)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             import dcgan
@@ -169,8 +169,11 @@ class Pretrained(nn.Module):
         return str(commit.commit_url)
 
 
-class _Skeleton(TorchFunctionMode):
-    """Build modules without memory and without drawing weights, for what is about to be replaced."""
+class Skeleton(TorchFunctionMode):
+    """Build modules without memory and without drawing weights, for what is about to be replaced.
+
+    `torch.device("meta")` does as much, but imports a second's worth of torch on its first use.
+    """
 
     _MAKERS = frozenset({torch.empty, torch.zeros, torch.ones, torch.tensor})
     _FILLERS = frozenset({"normal_", "uniform_", "kaiming_uniform_", "zeros_", "ones_", "zero_", "fill_"})

@@ -40,8 +40,8 @@ def grid(images: Tensor, *, columns: int | None = None, gap: int = 2) -> Tensor:
     return pad(joined, (gap, 0, gap, 0))
 
 
-def save_png(path: Path, image: Tensor) -> None:
-    """Write a uint8 image `(K, H, W)`, whole or not at all.
+def save_png(path: Path, image: Tensor, *, durable: bool = True) -> None:
+    """Write a uint8 image `(K, H, W)`, whole or not at all, as `files.replacing` does.
 
     Raises:
         ValueError: If it has another shape or type.
@@ -52,7 +52,7 @@ def save_png(path: Path, image: Tensor) -> None:
         raise ValueError(f"image must be uint8 (1, 3 or 4, H, W), got {tuple(image.shape)} of {image.dtype}")
     pixels = rearrange(image, "k h w -> h w k").cpu().contiguous().numpy()
     picture = Image.fromarray(pixels[:, :, 0] if len(image) == 1 else pixels)
-    with replacing(path) as file:
+    with replacing(path, durable=durable) as file:
         picture.save(file, "PNG")
 
 

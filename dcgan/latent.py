@@ -22,9 +22,12 @@ def seed_of(*words: int) -> int:
     the high ones.
 
     Raises:
-        ValueError: If a word is negative.
+        ValueError: If a word is negative or has more than 64 bits.
     """
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
+    if any(not 0 <= word < 2**64 for word in words):
+        raise ValueError(f"seeds must be non-negative integers of at most 64 bits, got {words}")
+    halves = [half for word in words for half in divmod(word, 2**32)]  # so that every word takes the same room
+    return int(np.random.SeedSequence(halves).generate_state(1, np.uint64)[0])
 
 
 def draw(

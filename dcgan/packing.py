@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 import numpy as np
 
 from dcgan.decoding import Decoder
+from dcgan.files import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -46,12 +47,13 @@ class BadImages(ValueError):  # noqa: N818 (it holds images, not one error)
         failures: `(file, reason)` of each of them; the message shows the first 20.
     """
 
-    def __init__(self, failures: list[tuple[str, str]]) -> None:
+    def __init__(self, failures: list[tuple[str, str]], *, nothing_left: bool = False) -> None:
         super().__init__(failures)
-        self.failures = failures
+        self.failures, self.nothing_left = failures, nothing_left
 
     def __str__(self) -> str:
-        lines = [f"{len(self.failures)} unreadable image(s), which skip_bad would leave out:"]
+        rest = "and no other" if self.nothing_left else "which skip_bad would leave out"
+        lines = [f"{len(self.failures)} unreadable image(s), {rest}:"]
         lines += [f"{file}: {reason}" for file, reason in self.failures[:20]]
         if len(self.failures) > 20:
             lines.append(f"and {len(self.failures) - 20} more")
@@ -120,14 +122,15 @@ def _open(path: Path, decoder: Decoder) -> Packed | None:
     try:
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         array = np.load(path, mmap_mode="r")
+        if array.shape != (record["count"], *decoder.shape):
+            return None
+        skipped = [(file, reason) for file, reason in record["skipped"]]
     except FileNotFoundError:
         return None
-    except (EOFError, ValueError) as error:
+    except (EOFError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s is damaged and will be made anew: %s", path, error)
         return None
-    if array.shape != (record["count"], *decoder.shape):
-        return None
-    return Packed(path, decoder.source.name, array, [(file, reason) for file, reason in record["skipped"]])
+    return Packed(path, decoder.source.name, array, skipped)
 
 
 def _sweep(folder: Path) -> None:
@@ -162,14 +165,15 @@ def _build(path: Path, decoder: Decoder, workers: int, progress: Progress | None
                     if progress is not None:
                         progress(chunk.stop, total)
             if failures and (not skip_bad or len(failures) == total):
-                raise BadImages(failures)
+                raise BadImages(failures, nothing_left=len(failures) == total)
             file.seek(0)
             _write_header(file, (total - len(failures), *decoder.shape))
             file.flush()
             os.fsync(file.fileno())
         # The record first: where there is a packed file, there is what belongs to it.
         record = json.dumps(_record(decoder, total - len(failures), failures), indent=1)
-        path.with_suffix(".json").write_text(f"{record}\n", encoding="utf-8")
+        with replacing(path.with_suffix(".json")) as file:
+            file.write(f"{record}\n".encode())
         temporary.replace(path)
     except OSError as error:
         if error.errno not in _DISK_FULL:

@@ -86,7 +86,8 @@ _RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
         lambda value: value >= 1,
         "at least 1",
     ),
-    (("workers", "seed", "weight_decay", "gradient_penalty", "r1"), lambda value: value >= 0, "at least 0"),
+    (("workers", "weight_decay", "gradient_penalty", "r1"), lambda value: value >= 0, "at least 0"),
+    (("seed",), lambda value: 0 <= value < 2**63, "in [0, 2**63)"),
     (("beta1", "beta2", "label_smoothing", "ema_decay"), lambda value: 0 <= value < 1, "in [0, 1)"),
     (("lr",), lambda value: value > 0, "above 0"),
 ]

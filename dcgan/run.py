@@ -12,6 +12,8 @@ The folder is laid out as a Hub repository, so that everything that loads networ
 import copy
 import json
 import logging
+import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +33,8 @@ from dcgan.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-# What a resumed run may change: nothing that decides a number it computes.
+# What a resumed run may change: nothing that decides a number it computes, but for the device, whose rounding and
+# random numbers are its own.
 RESUMABLE = {
     *("steps", "epochs", "log_every", "sample_every", "save_every", "keep"),
     *("root", "cache", "cache_dir", "workers", "device"),
@@ -47,12 +50,16 @@ class Run:
         recipe: What it computes, resolved.
         trainer: The networks and their optimisers.
         images: The data set.
+        batch_size: Images a step.
         steps: Number of steps to train in total.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, images: data.Images, trainer: Trainer[Generator, Discriminator]):
+        if recipe.batch_size is None:
+            raise ValueError("recipe must be resolved")
         self.folder, self.recipe, self.images, self.trainer = folder, recipe, images, trainer
-        per_epoch = data.Batches(images, recipe.batch_size or 1).steps_per_epoch
+        self.batch_size = recipe.batch_size
+        per_epoch = data.Batches(images, self.batch_size).steps_per_epoch
         self.steps = recipe.steps or (recipe.epochs or 1) * per_epoch
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -76,17 +83,24 @@ class Run:
         Raises:
             FileExistsError: If the folder holds anything.
             ValueError: If the recipe, the data set or the networks to start from do not fit each other.
+            OSError: If the folder cannot be written.
         """
-        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise FileExistsError(f"{folder} exists: go on with --resume {folder}, or name another folder")
+        _expect_empty(folder)
         device = build.device_named(recipe.device)
         recipe, generator, discriminator = build.networks(recipe)
         images = build.images(recipe, progress)
         trainer = build.trainer(recipe, generator.to(device), discriminator.to(device))
+        _expect_empty(folder)  # packing may have taken minutes
         run = cls(_made(folder, recipe.data), recipe, images, trainer)
-        run._write("recipe.yaml", recipe.to_yaml())
-        run.sample()
-        run.save()  # so that there is always something to resume
+        try:
+            run._write("recipe.yaml", recipe.to_yaml())
+            generator = run.published()
+            run.sample(generator)
+            run.save(generator)  # so that there is always something to resume
+        except BaseException:
+            run.close()
+            shutil.rmtree(run.folder)  # new or empty a moment ago
+            raise
         return run
 
     @classmethod
@@ -102,7 +116,8 @@ class Run:
 
         Raises:
             FileNotFoundError: If the folder holds no run or no checkpoint.
-            ValueError: If the recipe changes another field, or the data set is not what it was.
+            ValueError: If the recipe changes another field or asks for fewer steps than are done, or the data set has
+                another number of images.
         """
         if not (stored_path := folder / "recipe.yaml").is_file():
             raise FileNotFoundError(f"{folder} is not the folder of a run: it has no recipe.yaml")
@@ -114,19 +129,30 @@ class Run:
         generator, discriminator = from_pretrained(folder, device=device)
         images = build.images(recipe, progress)
         run = cls(folder, recipe, images, build.trainer(recipe, generator, discriminator))
-        # Read under the lock, so that it is the last state of whoever held it before.
-        state = checkpoint.load(checkpoint.saved(folder / "state")[-1])
-        if len(images) != state["images"]:
-            raise ValueError(
-                f"the data set has {len(images)} images now, and had {state['images']} when training began"
-            )
-        run.trainer.load_state_dict(state["trainer"])
-        run._sums = {name: value.to(device) for name, value in state["sums"].items()}
-        run._counts = state["counts"]
-        run._write("recipe.yaml", recipe.to_yaml())
-        run._forget_after(run.trainer.steps)
-        logger.info("resumed %s at step %d", folder, run.trainer.steps)
+        try:
+            run._go_on()
+        except BaseException:
+            run.close()
+            raise
         return run
+
+    def _go_on(self) -> None:
+        # Read under the lock, so that it is the last state of whoever held it before.
+        state = checkpoint.load(checkpoint.saved(self.folder / "state")[-1])
+        if len(self.images) != state["images"]:
+            raise ValueError(
+                f"the data set has {len(self.images)} images now, and had {state['images']} when training began"
+            )
+        self.trainer.load_state_dict(state["trainer"])
+        if self.trainer.steps > self.steps:
+            raise ValueError(
+                f"{self.folder} is at step {self.trainer.steps} already, beyond the {self.steps} asked for"
+            )
+        self._sums = {name: value.to(self.trainer.device) for name, value in state["sums"].items()}
+        self._counts = state["counts"]
+        self._write("recipe.yaml", self.recipe.to_yaml())
+        self._forget_after(self.trainer.steps)
+        logger.info("resumed %s at step %d", self.folder, self.trainer.steps)
 
     def train(self) -> Iterator[dict[str, float] | None]:
         """Train to the last step, yielding after each: the record that was logged, or None.
@@ -139,7 +165,7 @@ class Run:
         """
         recipe, began, done = self.recipe, time.perf_counter(), self.trainer.steps
         batches = data.Batches(
-            self.images, recipe.batch_size or 1, seed=recipe.seed, flip=recipe.flip, start=self.trainer.steps
+            self.images, self.batch_size, seed=recipe.seed, flip=recipe.flip, start=self.trainer.steps
         )
         try:
             for metrics in self.trainer.fit(batches, self.steps):
@@ -149,21 +175,29 @@ class Run:
                     self._sums[name] = self._sums.get(name, 0) + value
                     self._counts[name] = self._counts.get(name, 0) + 1
                 if step % recipe.log_every == 0 or last:
-                    now = time.perf_counter()
-                    record = self._log((step - done) * (recipe.batch_size or 1) / (now - began))
-                    began, done = now, step
-                if step % recipe.sample_every == 0 or last:
-                    self.sample()
-                if step % recipe.save_every == 0 or last:
-                    self.save()
+                    self.trainer.check()  # which waits for the device, so that its work is in the time
+                    record = self._log((step - done) * self.batch_size / (time.perf_counter() - began))
+                    began, done = time.perf_counter(), step
+                sample_now, save_now = step % recipe.sample_every == 0 or last, step % recipe.save_every == 0 or last
+                if sample_now or save_now:
+                    paused = time.perf_counter()
+                    generator = self.published()
+                    if sample_now:
+                        self.sample(generator)
+                    if save_now:
+                        self.save(generator)
+                    began += time.perf_counter() - paused
                 yield record
         except FloatingPointError as error:
             states = checkpoint.saved(self.folder / "state")
             good = f"the last good state is {states[-1]}" if states else "no state was saved before"
             raise FloatingPointError(f"{error}; {good}") from error
 
-    def save(self) -> Path:
+    def save(self, generator: Generator | None = None) -> Path:
         """Write a checkpoint, the networks and the animation of the samples; return the checkpoint's path.
+
+        Args:
+            generator: What `published` returned since the last step, if it was called.
 
         Raises:
             FloatingPointError: If the weights are not finite; nothing is written then.
@@ -176,7 +210,7 @@ class Run:
             "images": len(self.images),
         }
         # The networks go first: where there is a state, there are networks for `resume` to load it into.
-        self.published().save_pretrained(self.folder)
+        (generator or self.published()).save_pretrained(self.folder)
         self.trainer.discriminator.save_pretrained(self.folder)
         path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=self.recipe.keep)
         self._write("README.md", self._card())
@@ -185,9 +219,9 @@ class Run:
             images.save_gif(self.folder / "samples.gif", frames[::-1][::stride][::-1])
         return path
 
-    def sample(self) -> Path:
-        """Write a grid of images from fixed latents; return its path."""
-        samples = sampled(self.published(), self.recipe.samples, seed=self.recipe.seed)
+    def sample(self, generator: Generator | None = None) -> Path:
+        """Write a grid of images from fixed latents; return its path. `generator` is as in `save`."""
+        samples = sampled(generator or self.published(), self.recipe.samples, seed=self.recipe.seed)
         path = self.folder / "samples" / f"step-{self.trainer.steps:06d}.png"
         path.parent.mkdir(exist_ok=True)
         images.save_png(path, images.grid(samples))
@@ -215,7 +249,6 @@ class Run:
         self._lock.release()
 
     def _log(self, images_per_second: float) -> dict[str, float]:
-        self.trainer.check()
         means = {name: round(float(total) / self._counts[name], 6) for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         record = {"step": self.trainer.steps, **means, "images_per_second": round(images_per_second, 1)}
@@ -230,7 +263,8 @@ class Run:
         kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
         self._write("metrics.jsonl", "".join(kept))
         late = [frame for frame in self._frames() if _step_of(frame) > step]
-        for leftover in (*late, *self.folder.rglob(".*.tmp")):
+        temporary = [path for path in self.folder.rglob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
+        for leftover in (*late, *temporary):
             leftover.unlink()
 
     def _frames(self) -> list[Path]:
@@ -246,13 +280,18 @@ class Run:
         return model_card(
             self.folder.resolve().name,
             self.trainer.generator.config,
-            architecture=recipe.architecture,
+            architecture=None if recipe.generator else recipe.architecture,
             dataset=recipe.data,
             steps=self.trainer.steps,
             batch_size=recipe.batch_size,
             recipe=recipe.to_yaml(),
             picture="samples.gif",
         )
+
+
+def _expect_empty(folder: Path | None) -> None:
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists: go on with --resume {folder}, or name another folder")
 
 
 def _step_of(frame: Path) -> int:

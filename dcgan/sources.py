@@ -273,7 +273,7 @@ _SETS = {
         "archive there; with the images alone, use the set 'folder'.",
     ),
     "cifar10": _Set(
-        ("cifar-10-batches-py",),
+        tuple(f"cifar-10-batches-py/data_batch_{number}" for number in range(1, 6)),
         lambda root: _datasets().CIFAR10(root, download=True).data,
         "Fetch https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz and put it into {root}.",
     ),

@@ -31,18 +31,28 @@ def mistakes() -> Iterator[None]:
 
 
 @contextmanager
-def failures() -> Iterator[None]:
-    """Answer for what befalls a run: divergence, a full disk, a full device, a file that went bad."""
+def breakdowns() -> Iterator[None]:
+    """Answer for divergence and for a full device."""
     import torch
-
-    from dcgan.data import BadImages
 
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise RunError(f"the device is out of memory; try a smaller --batch-size ({error})") from error
-    except (FloatingPointError, OSError, BadImages) as error:
+    except FloatingPointError as error:
         raise RunError(str(error)) from error
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Answer for what befalls a run: also a full disk, or a file that went bad."""
+    from dcgan.data import BadImages
+
+    with breakdowns():
+        try:
+            yield
+        except (OSError, BadImages) as error:
+            raise RunError(str(error)) from error
 
 
 @contextmanager

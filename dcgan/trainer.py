@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dcgan.augment import AUGMENTATIONS, augment
 from dcgan.latent import Distribution, draw, seed_of
@@ -30,6 +31,7 @@ G = TypeVar("G", bound=nn.Module)
 D = TypeVar("D", bound=nn.Module)
 
 _AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_STEP = 1  # keeps the latents of training apart from those that samples of the same seed show
 # What may turn non-finite, in the order in which it is blamed: each explains the ones after it.
 _SUSPECTS = ("real images", "generator", "discriminator")
 
@@ -51,8 +53,9 @@ class Trainer(Generic[G, D]):
         lr: Learning rate of both Adams.
         betas: Their decay rates.
         weight_decay: L2 added to the gradients of all parameters, as in the authors' code.
-        g_optimizer: Optimiser of the generator's parameters, instead of Adam.
-        d_optimizer: Optimiser of the discriminator's parameters, instead of Adam.
+        g_optimizer: Optimiser of the generator's parameters, instead of Adam, whose settings are then ignored. With
+            "fp16" on a GPU it should be a fused one: the scaler waits for the device before any other.
+        d_optimizer: Optimiser of the discriminator's parameters, likewise.
         d_steps: Updates of the discriminator for each of the generator.
         schedule: "together" trains the discriminator on every batch and the generator after every `d_steps`-th;
             "alternate" gives one batch to the generator, then `d_steps` to the discriminator (the authors' way).
@@ -68,7 +71,8 @@ class Trainer(Generic[G, D]):
 
     Raises:
         TypeError: If `latent_dim` is needed.
-        ValueError: If an argument is out of range, or the networks lie on different devices.
+        ValueError: If an argument is out of range, the networks lie on different devices, or their weights are of
+            half precision.
     """
 
     def __init__(
@@ -99,7 +103,8 @@ class Trainer(Generic[G, D]):
         if latent_dim is None:
             raise TypeError("latent_dim is needed for a generator without config['latent_dim']")
         self._latent_shape = (latent_dim,) if isinstance(latent_dim, int) else tuple(latent_dim)
-        self._latent: Distribution = latent or config.get("latent", "normal")
+        distribution = latent or config.get("latent", "normal")
+        self._latent: Distribution = _lookup("latent", distribution, {name: name for name in ("normal", "uniform")})
         self._unit_range = config.get("output") == "sigmoid"
         self.device = _device_of(generator, discriminator)
 
@@ -129,6 +134,7 @@ class Trainer(Generic[G, D]):
         adam: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "fused": True}
         self.g_optimizer = g_optimizer or Adam(generator.parameters(), **adam)
         self.d_optimizer = d_optimizer or Adam(discriminator.parameters(), **adam)
+        self._lay_out_like_weights()
         # Each network has its own scale: an overflow of one must not hold back the other.
         scaled = precision == "fp16"
         self.g_scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
@@ -146,9 +152,12 @@ class Trainer(Generic[G, D]):
             Detached scalars, left on the device: `d_loss`, `d_real` and `d_fake` (the mean D(x) and D(G(z)), in
             [0, 1] where the loss has probabilities) where the discriminator was trained, `g_loss` where the
             generator was.
+
+        Raises:
+            ValueError: If `real` has another shape or type.
         """
         real = self._prepare(real)
-        self._rng.manual_seed(seed_of(self.seed, self.steps))
+        self._rng.manual_seed(seed_of(self.seed, self.steps, _STEP))
         train_d, train_g = self._turns()
         metrics: dict[str, Tensor] = {}
 
@@ -192,7 +201,8 @@ class Trainer(Generic[G, D]):
         for name in ("generator", "discriminator"):
             finite = [parameter.isfinite().all() for parameter in getattr(self, name).parameters()]
             if not torch.stack(finite).all():
-                raise FloatingPointError(f"step {self.steps - 1}: the {name}'s weights turned non-finite")
+                when = f"step {self.steps - 1}" if self.steps else "before the first step"
+                raise FloatingPointError(f"{when}: the {name}'s weights turned non-finite")
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next `step` depends on, as tensors and plain values, loadable weights-only."""
@@ -206,9 +216,10 @@ class Trainer(Generic[G, D]):
         """Go on exactly where `state_dict` was taken, by a trainer with the same arguments.
 
         Raises:
-            ValueError: If the state has other parts than this trainer, or one of them does not fit.
+            ValueError: If the state has other parts than this trainer, or one of them does not fit; the trainer is
+                then what it was.
         """
-        parts = self._stateful()
+        parts, before = self._stateful(), copy.deepcopy(self.state_dict())
         if state.keys() != parts.keys() | {"steps", "seed"}:
             odd = sorted(state.keys() ^ (parts.keys() | {"steps", "seed"}))
             raise ValueError(f"the state is not of a trainer like this one: {', '.join(odd)} on one side only")
@@ -216,14 +227,26 @@ class Trainer(Generic[G, D]):
             try:
                 part.load_state_dict(state[name])
             except (RuntimeError, ValueError, KeyError) as error:
+                for whole, kept in parts.items():
+                    kept.load_state_dict(before[whole])
                 raise ValueError(f"the state does not fit the {name}: {error}") from error
         self.steps, self.seed = state["steps"], state["seed"]
+        self._lay_out_like_weights()
+        self._first_bad.fill_(-1)
 
     def _stateful(self) -> dict[str, Any]:
         names = ["generator", "discriminator", "g_optimizer", "d_optimizer"]
         names += ["ema"] if self.ema is not None else []
         names += ["g_scaler", "d_scaler"] if self.g_scaler.is_enabled() else []
         return {name: getattr(self, name) for name in names}
+
+    def _lay_out_like_weights(self) -> None:
+        # Fused optimisers walk weights and moments side by side in memory, whatever the strides of either.
+        for optimizer in (self.g_optimizer, self.d_optimizer):
+            for parameter, moments in optimizer.state.items():
+                for name, value in moments.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
     def _turns(self) -> tuple[bool, bool]:
         """Say whether this step trains the discriminator and whether it trains the generator."""
@@ -239,12 +262,13 @@ class Trainer(Generic[G, D]):
         smoothing = {"real_target": 1 - self._label_smoothing} if self._label_smoothing else {}
         d_loss = self.loss.discriminator(d_real, d_fake, **smoothing)
         # Penalties differentiate twice, which half precision does not survive.
-        if self._gradient_penalty:
-            epsilon = torch.rand(len(real), 1, 1, 1, generator=self._rng, device=self.device, dtype=real.dtype)
-            penalty = gradient_penalty(self._judge, real, fake.to(real.dtype), epsilon)
-            d_loss = d_loss + self._gradient_penalty * penalty
-        if self._r1:
-            d_loss = d_loss + self._r1 * r1_penalty(self._judge, real)
+        with torch.autocast(self.device.type, enabled=False):
+            if self._gradient_penalty:
+                epsilon = torch.rand(len(real), 1, 1, 1, generator=self._rng, device=self.device, dtype=real.dtype)
+                penalty = gradient_penalty(self._judge, real, fake.to(real.dtype), epsilon)
+                d_loss = d_loss + self._gradient_penalty * penalty
+            if self._r1:
+                d_loss = d_loss + self._r1 * r1_penalty(self._judge, real)
         _descend(self.d_optimizer, self.d_scaler, d_loss)
         score = self.loss.score
         return {"d_loss": d_loss, "d_real": score(d_real).mean(), "d_fake": score(d_fake).mean()}
@@ -268,8 +292,9 @@ class Trainer(Generic[G, D]):
             return
         # A young average follows the young generator, whose first weights say nothing.
         decay = min(self._ema_decay, (1 + self.steps) / (10 + self.steps))
-        for average, value in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
-            average.lerp_(value, 1 - decay)
+        averages, values = list(self.ema.parameters()), list(self.generator.parameters())
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it without types
+        average(averages, values, self.steps)
         for kept, buffer in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
             kept.copy_(buffer)
 
@@ -333,7 +358,10 @@ def _lookup(name: str, value: str, choices: dict[str, Any]) -> Any:
 
 
 def _device_of(*networks: nn.Module) -> torch.device:
-    devices = {parameter.device for network in networks for parameter in network.parameters()}
+    parameters = [parameter for network in networks for parameter in network.parameters()]
+    if half := {parameter.dtype for parameter in parameters} & {torch.float16, torch.bfloat16}:
+        raise ValueError(f"the networks' weights must be float32, got {half.pop()}: half precision is for precision=")
+    devices = {parameter.device for parameter in parameters}
     if len(devices) != 1:
         raise ValueError(f"the networks must lie on one device, got {sorted(map(str, devices))}")
     return devices.pop()

@@ -10,7 +10,7 @@ from cyclopts import App, ArgumentCollection
 from cyclopts.config import Yaml
 
 from dcgan.recipe import Recipe
-from dcgan.terminal import UsageError, failures, mistakes, progress_bar, say, signals
+from dcgan.terminal import UsageError, breakdowns, failures, mistakes, progress_bar, say, signals
 
 if TYPE_CHECKING:
     from dcgan.run import Run
@@ -93,7 +93,8 @@ def describe(run: "Run") -> None:
     if images.skipped:
         say(f"          {len(images.skipped)} files left out, such as {images.skipped[0][0]}: {images.skipped[0][1]}")
     sizes = [sum(p.numel() for p in n.parameters()) for n in (run.trainer.generator, run.trainer.discriminator)]
-    say(f"networks  {recipe.architecture}: generator {sizes[0]:,} parameters, discriminator {sizes[1]:,}")
+    kind = "loaded" if recipe.generator else recipe.architecture
+    say(f"networks  {kind}: generator {sizes[0]:,} parameters, discriminator {sizes[1]:,}")
     steps = f"step {run.trainer.steps} to {run.steps}, {recipe.batch_size} images each"
     say(f"run       {run.folder}: {steps}, on {run.trainer.device}")
 
@@ -102,7 +103,7 @@ def dry_run_of(recipe: Recipe) -> int:
     """Do all that a run does for one step, in a folder that goes away; return the exit code."""
     from dcgan.run import Run
 
-    with tempfile.TemporaryDirectory() as folder, mistakes():
+    with tempfile.TemporaryDirectory() as folder, mistakes(), breakdowns():
         with progress_bar("decoding", "img") as progress:
             run = Run.start(recipe.replace(steps=1, epochs=None), Path(folder), progress=progress)
         describe(run)

@@ -27,11 +27,21 @@ def test_a_state_comes_back_as_it_was_saved(tmp_path):
     assert torch.equal(loaded["weights"], torch.full((3, 2), 7.0))
 
 
-@pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [20, 30]), (3, [10, 20, 30]), (9, [10, 20, 30]), (0, [30])])
+@pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [20, 30]), (3, [10, 20, 30]), (9, [10, 20, 30])])
 def test_the_newest_states_are_kept(tmp_path, keep, left):
     for step in (10, 20, 30):
         checkpoint.save(tmp_path, state_of(step), step=step, keep=keep)
     assert names(tmp_path) == [f"step-{step:06d}.pt" for step in left]
+
+
+def test_what_was_just_saved_stays_even_behind_later_steps(tmp_path):
+    for step in (500, 600):
+        checkpoint.save(tmp_path, state_of(step), step=step)
+    path = checkpoint.save(tmp_path, state_of(100), step=100, keep=2)
+    assert checkpoint.load(path)["step"] == 100
+    assert names(tmp_path) == ["step-000100.pt", "step-000600.pt"]
+    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+        checkpoint.save(tmp_path, state_of(1), step=1, keep=0)
 
 
 def test_states_are_ordered_by_number_beyond_six_digits(tmp_path):

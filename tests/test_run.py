@@ -377,6 +377,31 @@ def test_samples_after_the_state_that_is_resumed_are_forgotten(tmp_path):
     assert not list(run.folder.rglob("*.tmp"))
 
 
+def test_fewer_steps_than_are_done_are_refused_and_change_nothing(tmp_path):
+    started(TINY, tmp_path / "run")
+    before = (tmp_path / "run/recipe.yaml").read_bytes()
+    for _ in range(2):  # the refusal lets go of the folder, or the second would say that another process has it
+        with pytest.raises(ValueError, match="is at step 19 already, beyond the 2 asked"):
+            Run.resume(tmp_path / "run", TINY.resolved().replace(steps=2))
+    assert (tmp_path / "run/recipe.yaml").read_bytes() == before
+
+
+def test_a_start_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "save", lambda self, generator=None: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Run.start(TINY, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_generator_of_half_precision_goes_on_in_full(tmp_path):
+    generator = Generator(image_size=16, channels=1, base_channels=4).half()
+    generator.save_pretrained(tmp_path / "half")
+    run = Run.start(TINY.replace(generator=str(tmp_path / "half"), steps=2), tmp_path / "run")
+    assert {p.dtype for p in run.trainer.generator.parameters()} == {torch.float32}
+    assert "its own architecture" in (tmp_path / "run/README.md").read_text(encoding="utf-8")
+    run.close()
+
+
 def test_frames_are_in_order_beyond_six_digits(unbroken, tmp_path):
     run = Run.start(TINY, tmp_path / "run")
     run.close()

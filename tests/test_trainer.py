@@ -37,7 +37,7 @@ def tutorial(generator, discriminator, batches, weight_decay=0.0, alternate=Fals
     g_adam = torch.optim.Adam(generator.parameters(), 2e-4, (0.5, 0.999), weight_decay=weight_decay)
     d_adam = torch.optim.Adam(discriminator.parameters(), 2e-4, (0.5, 0.999), weight_decay=weight_decay)
     for step, real in enumerate(batches):
-        rng = torch.Generator().manual_seed(seed_of(0, step))
+        rng = torch.Generator().manual_seed(seed_of(0, step, 1))
         fake = generator(torch.randn(len(real), 6, generator=rng, dtype=real.dtype))
         ones, zeros = torch.ones(len(real), dtype=real.dtype), torch.zeros(len(real), dtype=real.dtype)
         losses = {}
@@ -96,7 +96,7 @@ def test_every_loss_steps_along_its_own_gradient(name):
     (real,) = batches(1, dtype=torch.float64)
     Trainer(g, d, loss=name, **optimizers).step(real)
 
-    fake = g_ref(torch.randn(8, 6, generator=torch.Generator().manual_seed(seed_of(0, 0)), dtype=torch.float64))
+    fake = g_ref(torch.randn(8, 6, generator=torch.Generator().manual_seed(seed_of(0, 0, 1)), dtype=torch.float64))
     loss = LOSSES[name].discriminator(d_ref(real), d_ref(fake.detach()))
     for p, gradient in zip(d_ref.parameters(), torch.autograd.grad(loss, d_ref.parameters()), strict=True):
         p.data -= 0.1 * gradient
@@ -113,7 +113,7 @@ def test_penalties_add_to_the_discriminators_loss(option, value):
     (g, d), (g_ref, d_ref) = networks(torch.float64, norm="none"), networks(torch.float64, norm="none")
     (real,) = batches(1, dtype=torch.float64)
     metrics = Trainer(g, d, loss="wasserstein", **{option: value}).step(real)
-    rng = torch.Generator().manual_seed(seed_of(0, 0))
+    rng = torch.Generator().manual_seed(seed_of(0, 0, 1))
     fake = g_ref(torch.randn(8, 6, generator=rng, dtype=torch.float64)).detach()
     expected = LOSSES["wasserstein"].discriminator(d_ref(real), d_ref(fake))
     if option == "r1":
@@ -489,3 +489,76 @@ def test_a_copy_of_the_networks_does_not_share_the_average():
     trainer.step(batches(1)[0])
     assert not torch.equal(weights(start), weights(trainer.ema))
     assert not torch.equal(weights(generator), weights(trainer.ema))
+
+
+def test_a_diverged_trainer_recovers_from_a_good_state():
+    trainer = Trainer(*networks())
+    real, after = batches(2)
+    trainer.step(real)
+    good = copy.deepcopy(trainer.state_dict())
+    trainer.step(real * float("nan"))
+    with pytest.raises(FloatingPointError):
+        trainer.check()
+    trainer.load_state_dict(good)
+    trainer.step(after)
+    trainer.check()
+
+
+def test_a_refused_state_leaves_the_trainer_as_it_was():
+    trainer, other = Trainer(*networks()), Trainer(*networks())
+    other.step(batches(1)[0])
+    broken = copy.deepcopy(other.state_dict())
+    del broken["discriminator"]["head.conv.weight"]
+    before = copy.deepcopy(trainer.state_dict())
+    with pytest.raises(ValueError, match="the state does not fit the discriminator"):
+        trainer.load_state_dict(broken)
+    assert_identical(trainer.state_dict(), before)
+
+
+def test_optimisers_that_stepped_before_go_on_as_they_would_have():
+    """Fused Adam walks weights and moments side by side in memory, and the trainer changes the layout of weights."""
+    results = []
+    for fused in (True, False):
+        generator, discriminator = networks(torch.float64)
+        optimizers = [torch.optim.Adam(n.parameters(), 2e-4, fused=fused) for n in (generator, discriminator)]
+        for network, optimizer in zip((generator, discriminator), optimizers, strict=True):
+            torch.manual_seed(3)
+            for parameter in network.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        trainer = Trainer(generator, discriminator, g_optimizer=optimizers[0], d_optimizer=optimizers[1])
+        for real in batches(2, dtype=torch.float64):
+            trainer.step(real)
+        results.append(weights(generator, discriminator))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("option", ["r1", "gradient_penalty"])
+def test_penalties_are_in_full_precision_also_inside_autocast(option, monkeypatch):
+    seen = []
+    trainer = Trainer(*networks(norm="none"), loss="wasserstein", precision="bf16", **{option: 1.0})
+    original = trainer._judge
+    monkeypatch.setattr(trainer, "_judge", lambda images: seen.append(logits := original(images)) or logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        trainer.step(batches(1)[0])
+    assert [logits.dtype for logits in seen] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.bfloat16]
+
+
+def test_half_precision_weights_are_refused():
+    generator, discriminator = networks()
+    with pytest.raises(ValueError, match=r"the networks' weights must be float32, got torch.bfloat16"):
+        Trainer(generator, discriminator.bfloat16())
+
+
+def test_training_does_not_use_the_latents_that_samples_show(monkeypatch):
+    from dcgan.latent import indexed
+
+    generator, discriminator = networks()
+    trainer = Trainer(generator, discriminator, seed=5)
+    seen = []
+    original = trainer._draw
+    monkeypatch.setattr(trainer, "_draw", lambda n: seen.append(z := original(n)) or z)
+    for real in batches(3):
+        trainer.step(real)
+    shown = {tuple(row) for row in indexed(1024, 6, seed=5).tolist()}
+    assert not shown & {tuple(row) for z in seen for row in z.tolist()}
