@@ -45,10 +45,12 @@ def benchmark(
         The machine, the setting and, for "step" and "sample", the median seconds of both and their ratio.
 
     Raises:
-        ValueError: If `repeats` is below 1, or an argument does not suit the networks.
+        ValueError: If `repeats` is below 1, `batch_size` below 2, or an argument does not suit the networks.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
+    if batch_size < 2:
+        raise ValueError(f"batch_size must be at least 2, got {batch_size}")
     device = torch.device(device)
     shape: dict[str, Any] = {"image_size": image_size, "channels": channels, "base_channels": base_channels}
     real = torch.rand(batch_size, channels, image_size, image_size, device=device) * 2 - 1

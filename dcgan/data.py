@@ -140,7 +140,7 @@ class _Streamed:
         if self._pool is None:
             parts = [self._decoder(indices)]
         else:
-            parts = list(self._pool.map(self._decoder, np.array_split(indices, self._workers)))
+            parts = list(self._pool.map(self._decoder, np.array_split(indices, min(self._workers, len(indices)))))
         if failures := [failure for _, failed in parts for failure in failed]:
             raise BadImages(failures)
         return channels_first(np.concatenate([images for images, _ in parts]))

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -59,13 +60,21 @@ class Pretrained(nn.Module):
 
         Raises:
             FileNotFoundError: If there is no such folder, repository, revision or file.
+            NotADirectoryError: If `name_or_path` is a file.
             PermissionError: If the repository asks for a token, or for another one.
             OSError: If the download fails.
             ValueError: If the configuration or the weights do not fit this class.
         """
+        torch.empty(0, device=device)  # raises where there is no such device, before anything is read
         names = [f"{cls.subfolder}/{file}".lstrip("/") for file in (CONFIG, WEIGHTS)]
-        if Path(name_or_path).is_dir():
-            config_path, weights_path = _local(Path(name_or_path), names, cls.__name__)
+        path = Path(name_or_path)
+        if not os.fspath(name_or_path):
+            raise ValueError("name_or_path must be a folder or a repository's name, got an empty one")
+        if path.is_file():
+            kind = _pickled([path.name]) or f"; its folder is {path.parent}"
+            raise NotADirectoryError(f"{path} is a file, and networks are loaded from folders{kind}")
+        if path.is_dir():
+            config_path, weights_path = _local(path, names, cls.__name__)
         else:
             options = {
                 "cache_dir": cache_dir,
@@ -81,7 +90,8 @@ class Pretrained(nn.Module):
     def _from_files(cls, config_path: Path, weights_path: Path, *, device: str) -> Self:
         config = _read_config(config_path)
         state, saved_config = _read_weights(weights_path, device)
-        if saved_config is not None and saved_config != config:
+        unknown = config.keys() - signature(cls).parameters.keys() - {"class", "dcgan"}
+        if saved_config is not None and saved_config != config and not unknown:
             # A save was cut between its two files: the weights are the newer and know what they belong to.
             logger.warning("%s is not what the weights beside it were saved with: using theirs", config_path)
             config = saved_config

@@ -278,10 +278,10 @@ class Run:
     def _card(self) -> str:
         recipe = self.recipe
         return model_card(
-            self.folder.resolve().name,
+            str(self.folder),
             self.trainer.generator.config,
             architecture=None if recipe.generator else recipe.architecture,
-            dataset=recipe.data,
+            dataset=None if recipe.data in ("folder", "fake") else recipe.data,
             steps=self.trainer.steps,
             batch_size=recipe.batch_size,
             recipe=recipe.to_yaml(),

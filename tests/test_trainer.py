@@ -562,3 +562,23 @@ def test_training_does_not_use_the_latents_that_samples_show(monkeypatch):
         trainer.step(real)
     shown = {tuple(row) for row in indexed(1024, 6, seed=5).tolist()}
     assert not shown & {tuple(row) for z in seen for row in z.tolist()}
+
+
+def test_real_and_generated_images_are_augmented_wherever_the_discriminator_looks(monkeypatch):
+    import dcgan.trainer
+    from dcgan.augment import augment
+
+    seen = []
+    monkeypatch.setattr(
+        dcgan.trainer, "augment", lambda images, names, rng: seen.append(list(names)) or augment(images, names, rng)
+    )
+    Trainer(*networks(), augmentations=["cutout", "color"]).step(batches(1)[0])
+    assert seen == [["cutout", "color"]] * 3
+
+    generator, discriminator = networks()
+    blind = []
+    monkeypatch.setattr(dcgan.trainer, "augment", lambda images, names, rng: blind.append(1) or images * 0)
+    trainer = Trainer(generator, discriminator)
+    first = trainer.step(batches(1)[0])
+    assert len(blind) == 3
+    assert first["d_real"] == first["d_fake"]  # what augmentation makes of an image is all that is judged

@@ -1,0 +1,131 @@
+"""Every field of a recipe reaches what it is for."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from dcgan import build, data
+from dcgan.recipe import Recipe
+
+RECIPE = Recipe(
+    data="cifar10",
+    root=Path("root"),
+    classes=("a",),
+    image_size=(32, 48),
+    channels=1,
+    resize="squash",
+    flip=True,
+    cache=False,
+    cache_dir=Path("cache"),
+    workers=3,
+    skip_bad=True,
+    latent_dim=7,
+    g_channels=5,
+    d_channels=6,
+    max_channels=9,
+    kernel_size=3,
+    stages=2,
+    convs_per_stage=2,
+    stem="linear",
+    bias=True,
+    norm="layer",
+    d_norm="instance",
+    upsample="resize",
+    latent="uniform",
+    batch_size=4,
+    loss="least-squares",
+    lr=3e-4,
+    beta1=0.1,
+    beta2=0.2,
+    weight_decay=0.3,
+    d_steps=2,
+    schedule="alternate",
+    label_smoothing=0.4,
+    gradient_penalty=0.5,
+    r1=0.6,
+    augment=("cutout",),
+    ema_decay=0.7,
+    precision="bf16",
+    seed=8,
+    steps=10,
+)
+
+
+def test_networks_are_what_the_recipe_says():
+    recipe, generator, discriminator = build.networks(RECIPE)
+    assert recipe == RECIPE.resolved()
+    shared = {
+        "image_size": [32, 48],
+        "channels": 1,
+        "max_channels": 9,
+        "kernel_size": 3,
+        "stages": 2,
+        "convs_per_stage": 2,
+        "stem": "linear",
+        "bias": True,
+    }
+    expected = {"latent_dim": 7, "base_channels": 5, "norm": "layer", "upsample": "resize", "latent": "uniform"}
+    assert generator.config.items() >= (shared | expected).items()
+    assert discriminator.config.items() >= (shared | {"base_channels": 6, "norm": "instance"}).items()
+
+
+def test_the_trainer_gets_every_setting(monkeypatch):
+    got = {}
+    monkeypatch.setattr(build, "Trainer", lambda *networks, **settings: got.update(settings))
+    build.trainer(RECIPE, None, None)
+    assert got == {
+        "loss": "least-squares",
+        "lr": 3e-4,
+        "betas": (0.1, 0.2),
+        "weight_decay": 0.3,
+        "d_steps": 2,
+        "schedule": "alternate",
+        "label_smoothing": 0.4,
+        "gradient_penalty": 0.5,
+        "r1": 0.6,
+        "augmentations": ("cutout",),
+        "ema_decay": 0.7,
+        "precision": "bf16",
+        "seed": 8,
+    }
+
+
+def test_the_data_set_is_opened_as_the_recipe_says(monkeypatch):
+    got = {}
+    original = data.load
+
+    def load(name, **settings):
+        got.update(settings, name=name)
+        return original("digits", image_size=8)
+
+    monkeypatch.setattr(data, "load", load)
+    build.images(RECIPE, progress=print)
+    assert got == {
+        "name": "cifar10",
+        "root": Path("root"),
+        "image_size": (32, 48),
+        "channels": 1,
+        "resize": "squash",
+        "classes": ("a",),
+        "cache": False,
+        "cache_dir": Path("cache"),
+        "workers": 3,
+        "skip_bad": True,
+        "progress": print,
+    }
+
+
+def test_no_field_is_left_out_above():
+    default = Recipe()
+    loose = {"architecture", "generator", "discriminator", "epochs", "device"}  # tested with runs and the command line
+    loose |= {"log_every", "sample_every", "save_every", "keep", "samples"}
+    same = {field.name for field in fields(Recipe) if getattr(RECIPE, field.name) == getattr(default, field.name)}
+    assert same == loose
+
+
+def test_devices_that_are_not_there_are_refused():
+    assert build.device_named("cpu").type == "cpu"
+    for name in ("meta", "nonsense", "cpu:x"):
+        with pytest.raises(ValueError, match=f"device '{name}' is not to be had here"):
+            build.device_named(name)
