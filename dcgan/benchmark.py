@@ -5,14 +5,17 @@ medians is what counts.
 """
 
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import dcgan
@@ -42,7 +45,8 @@ def benchmark(
         device: Where to run.
 
     Returns:
-        The machine, the setting and, for "step" and "sample", the median seconds of both and their ratio.
+        The machine, the setting and, each with the median seconds of both and their ratio, "step", "sample", "load"
+        (ours beside building, `load_file` and `load_state_dict`) and "load_file" (ours beside that call alone).
 
     Raises:
         ValueError: If `repeats` is below 1, `batch_size` below 2, or an argument does not suit the networks.
@@ -62,9 +66,23 @@ def benchmark(
         "step": (lambda: theirs.step(real), lambda: trainer.step(real)),
         "sample": (lambda: theirs.sample(batch_size), lambda: sampler.sample(batch_size, batch_size=batch_size)),
     }
+    with tempfile.TemporaryDirectory() as folder:
+        sampler.save_pretrained(folder)
+        weights = Path(folder, "model.safetensors")
+
+        def load_usually() -> Generator:
+            network = Generator(**shape)
+            network.load_state_dict(load_file(weights))
+            return network.eval()
+
+        loads: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "load": (load_usually, lambda: Generator.from_pretrained(folder)),
+            "load_file": (lambda: load_file(weights), lambda: Generator.from_pretrained(folder)),
+        }
+        loading = {name: _contest(*pair, repeats=10 * repeats, device=device) for name, pair in loads.items()}
     setting = {**shape, "batch_size": batch_size, "precision": precision, "repeats": repeats}
     results = {name: _contest(*pair, repeats=repeats, device=device) for name, pair in contests.items()}
-    return {"machine": machine(device), "setting": setting, **results}
+    return {"machine": machine(device), "setting": setting, **results, **loading}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -74,13 +92,18 @@ def table(report: dict[str, Any]) -> str:
         ", ".join(f"{name} {value}" for name, value in report["machine"].items()),
         ", ".join(f"{name} {value}" for name, value in setting.items()),
         "",
-        "| work | tutorial, images/s | dcgan, images/s | ratio |",
-        "|---|---|---|---|",
+        "| work | beside | unit | it | dcgan | ratio |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, label in (("step", "training step"), ("sample", "sampling")):
+    for name, label, beside, unit, count in (
+        ("step", "training step", "the tutorial's", "images/s", batch),
+        ("sample", "sampling", "the tutorial's", "images/s", batch),
+        ("load", "from_pretrained", "build, load_file, load_state_dict", "networks/s", 1),
+        ("load_file", "from_pretrained", "load_file alone", "networks/s", 1),
+    ):
         result = report[name]
-        rates = [f"{batch / result[who]:,.0f}" for who in ("tutorial_seconds", "dcgan_seconds")]
-        lines.append(f"| {label} | {rates[0]} | {rates[1]} | {result['ratio']:.2f} |")
+        rates = [f"{count / result[who]:,.0f}" for who in ("tutorial_seconds", "dcgan_seconds")]
+        lines.append(f"| {label} | {beside} | {unit} | {rates[0]} | {rates[1]} | {result['ratio']:.2f} |")
     return "\n".join(lines)
 
 

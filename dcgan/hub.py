@@ -1,20 +1,25 @@
 """Networks as files: `config.json` and `model.safetensors`, in a folder or in a repository on the Hugging Face Hub."""
 
+import copy
 import json
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dcgan.files import replacing
+
+Network = TypeVar("Network", bound="Pretrained")
+Module = TypeVar("Module", bound=nn.Module)
 
 logger = logging.getLogger(__name__)
 
@@ -99,16 +104,17 @@ class Pretrained(nn.Module):
             raise ValueError(f"{config_path} describes a {kind}, not a {cls.__name__}")
         writer = config.pop("dcgan", None)
         try:
-            with Skeleton():
-                network = cls(**config)
+            # mypy does not see that a class is hashable.
+            skeleton: Self = _skeleton(cls, json.dumps(config))  # type: ignore[arg-type]
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             import dcgan
 
             by = f"; it was written by dcgan {writer}, and this is {dcgan.__version__}" if writer else ""
             raise ValueError(f"{config_path} does not describe a {cls.__name__}: {error}{by}") from error
-        expect_fit(state, network.state_dict(), f"{weights_path} does not fit the {cls.__name__} of {CONFIG}")
-        network.load_state_dict(state, assign=True)
-        return network.eval()
+        expect_fit(state, skeleton.state_dict(), f"{weights_path} does not fit the {cls.__name__} of {CONFIG}")
+        network: Self = _filled(skeleton, state)
+        network.config = copy.deepcopy(skeleton.config)
+        return network
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write the configuration and the weights into `folder`; return the path of the files.
@@ -197,6 +203,25 @@ class Skeleton(TorchFunctionMode):
         if getattr(func, "__name__", "") in self._FILLERS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+@lru_cache(maxsize=8)  # building the modules takes longer than reading the weights
+def _skeleton(cls: Callable[..., Network], arguments: str) -> Network:
+    with Skeleton():
+        return cls(**json.loads(arguments)).eval()
+
+
+def _filled(skeleton: Module, state: dict[str, Tensor], prefix: str = "") -> Module:
+    """Return a module like `skeleton`, with structure of its own and the tensors of `state`."""
+    module = skeleton.__class__.__new__(skeleton.__class__)
+    module.__dict__ = {name: v.copy() if isinstance(v, dict) else v for name, v in vars(skeleton).items()}
+    # No public call replaces meta tensors without touching each of them several times.
+    tensors, buffers, children = module._parameters, module._buffers, module._modules  # noqa: SLF001
+    tensors |= {name: nn.Parameter(state[prefix + name]) for name, tensor in tensors.items() if tensor is not None}
+    buffers |= {name: state[prefix + name] for name, tensor in buffers.items() if tensor is not None}
+    for name, child in skeleton.named_children():
+        children[name] = _filled(child, state, f"{prefix}{name}.")
+    return module
 
 
 def _local(folder: Path, names: list[str], kind: str) -> list[Path]:

@@ -10,7 +10,7 @@ def test_both_sides_are_timed_and_the_machine_is_named():
     report = benchmark(**TINY)
     assert report["machine"]["torch"] == torch.__version__
     assert report["machine"].keys() >= {"device", "processor", "threads", "python", "torchvision", "date"}
-    for work in ("step", "sample"):
+    for work in ("step", "sample", "load", "load_file"):
         result = report[work]
         assert result["tutorial_seconds"] > 0
         assert result["ratio"] == result["tutorial_seconds"] / result["dcgan_seconds"]

@@ -161,7 +161,7 @@ MISTAKES = {
     "train --augment blur": 'Invalid value "blur" for --augment. Choose from: "color", "translation", "cutout".',
     "train --d-steps 0": "d_steps must be at least 1, got 0",
     "train --epochs 2.5": "Invalid value for --epochs: expected a whole number, got '2.5'",
-    "train --seed -1": "seed must be at least 0, got -1",
+    "train --seed -1": "seed must be in [0, 2**63), got -1",
     "train --keep 0": "keep must be at least 1, got 0",
     "train --label-smoothing 0.1 --loss hinge": "label_smoothing needs a loss with targets",
     "train --generator /missing": "there is no folder '/missing'",

@@ -164,3 +164,20 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     with replacing(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_networks_of_one_kind_share_nothing(saved):
+    folder, *_ = saved
+    one, other = Generator.from_pretrained(folder), Generator.from_pretrained(folder)
+    one.train()
+    one.config["image_size"][0] = 0
+    for parameter in one.parameters():
+        parameter.data.zero_()
+    one.blocks["4x12"].register_forward_hook(lambda *_: pytest.fail("called on another network"))
+    del one.blocks["8x24"]
+    assert other.config["image_size"] == [16, 48]
+    assert not other.training
+    assert other.sample(1, seed=0).any()
+    third = Generator.from_pretrained(folder)
+    assert torch.equal(third.sample(2, seed=0), other.sample(2, seed=0))
+    assert third.config == other.config
