@@ -5,8 +5,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from inspect import signature
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dcgan.files import replacing
+from dcgan.remote import download, explained, pickles_among
 
 Network = TypeVar("Network", bound="Pretrained")
 Module = TypeVar("Module", bound=nn.Module)
@@ -24,7 +24,6 @@ Module = TypeVar("Module", bound=nn.Module)
 logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 class Pretrained(nn.Module):
@@ -76,7 +75,7 @@ class Pretrained(nn.Module):
         if not os.fspath(name_or_path):
             raise ValueError("name_or_path must be a folder or a repository's name, got an empty one")
         if path.is_file():
-            kind = _pickled([path.name]) or f"; its folder is {path.parent}"
+            kind = pickles_among([path.name]) or f"; its folder is {path.parent}"
             raise NotADirectoryError(f"{path} is a file, and networks are loaded from folders{kind}")
         if path.is_dir():
             config_path, weights_path = _local(path, names, cls.__name__)
@@ -87,7 +86,7 @@ class Pretrained(nn.Module):
                 "local_files_only": local_files_only,
                 "force_download": force_download,
             }
-            config_path, weights_path = _download(os.fspath(name_or_path), names, revision, cls.__name__, options)
+            config_path, weights_path = download(os.fspath(name_or_path), names, revision, cls.__name__, options)
         network = cls._from_files(config_path, weights_path, device=str(device))
         return network.to(dtype=dtype) if dtype is not None else network
 
@@ -174,7 +173,7 @@ class Pretrained(nn.Module):
         validate_repo_id(repo_id)
         api = HfApi(token=token)
         message = commit_message or f"Upload {type(self).__name__}"
-        with tempfile.TemporaryDirectory() as folder, _explained(repo_id, revision):
+        with tempfile.TemporaryDirectory() as folder, explained(repo_id, revision):
             self.save_pretrained(folder)
             api.create_repo(repo_id, private=private, exist_ok=True)
             if card is None and not api.file_exists(repo_id, CARD, revision=revision):
@@ -228,85 +227,9 @@ def _local(folder: Path, names: list[str], kind: str) -> list[Path]:
     paths = [folder / name for name in names]
     if absent := [path for path in paths if not path.is_file()]:
         raise FileNotFoundError(
-            f"{folder} holds no {kind}: {absent[0]} is missing{_pickled(path.name for path in folder.iterdir())}"
+            f"{folder} holds no {kind}: {absent[0]} is missing{pickles_among(path.name for path in folder.iterdir())}"
         )
     return paths
-
-
-def _pickled(names: Iterable[str]) -> str:
-    pickles = sorted(name for name in names if name.endswith(_PICKLES))
-    return f"; for the weights in {', '.join(pickles[:3])} there is `dcgan convert`" if pickles else ""
-
-
-def _download(
-    repo_id: str, names: list[str], revision: str | None, kind: str, options: dict[str, Any]
-) -> tuple[Path, ...]:
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    with _explained(repo_id, revision):
-        try:
-            config = Path(hf_hub_download(repo_id, names[0], revision=revision, **options))
-            # Files of one commit, whatever is pushed meanwhile: the cache has a folder for each.
-            commit = config.parents[names[0].count("/")].name
-            return config, Path(hf_hub_download(repo_id, names[1], revision=commit, **options))
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError as error:
-            there = HfApi(token=options["token"]).list_repo_files(repo_id, revision=revision)
-            absent = next((name for name in names if name not in there), names[1])
-            raise FileNotFoundError(f"{repo_id} holds no {kind}: {absent} is missing{_pickled(there)}") from error
-
-
-@contextmanager
-def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Say what the client's errors mean for who asked."""
-    from huggingface_hub import errors
-
-    where = f"{repo_id} on the Hub"
-    try:
-        yield
-    except errors.HFValidationError as error:
-        raise FileNotFoundError(f"there is no folder {repo_id!r}, nor can it be a repository's name") from error
-    except errors.GatedRepoError as error:
-        raise PermissionError(f"{where} is open to those only whom its owners let in: ask on its page") from error
-    except errors.RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"there is no folder {repo_id!r} and no repository {where}, unless it is private: pass token=, or log in"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{where} has no revision {revision!r}") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise FileNotFoundError(f"{where} cannot be reached, or must not be, and the cache has no copy") from error
-    except errors.LocalTokenNotFoundError as error:
-        raise PermissionError(f"{where} was to be asked with a token, and nobody is logged in: pass token=") from error
-    except (OSError, RuntimeError, ValueError, _http_error()) as error:
-        if (failure := _network_failure(error, where)) is error:
-            raise
-        raise failure from error
-
-
-def _network_failure(error: Exception, where: str) -> Exception:
-    """Return what to raise for an error that may be, or hide, one of the network; `error` itself if it is not."""
-    if isinstance(error, FileNotFoundError | PermissionError):
-        return error  # explained already
-    cause = error if isinstance(error, _http_error()) else error.__cause__
-    if not isinstance(cause, _http_error()):
-        return error
-    status = getattr(getattr(cause, "response", None), "status_code", None)
-    if status in (401, 403):
-        return PermissionError(f"{where} refuses this token, or the lack of one: {cause}")
-    if status is None:
-        return ConnectionError(f"{where} cannot be reached: {cause}")
-    return OSError(f"{where} failed: {cause}")
-
-
-def _http_error() -> type[Exception]:
-    """Return the base of all errors of the HTTP library that the client is built on, whichever that is."""
-    from huggingface_hub import errors
-
-    http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
-    return http_error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

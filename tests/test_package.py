@@ -17,7 +17,20 @@ MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (R
 # Each module may import those above it.
 ORDER = [
     *("files", "latent", "losses", "augment", "architectures", "arguments", "images", "checkpoint", "sources"),
-    *("decoding", "packing", "data", "card", "hub", "models", "foreign", "convert", "export", "trainer", "recipe"),
+    *(
+        "decoding",
+        "packing",
+        "data",
+        "card",
+        "remote",
+        "hub",
+        "models",
+        "foreign",
+        "convert",
+        "export",
+        "trainer",
+        "recipe",
+    ),
     *("generate", "build", "run", "benchmark", "terminal", "training", "cli", "__main__"),
 ]
 
