@@ -59,5 +59,5 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... on broken files
         raise ValueError(f"{path} is not a whole training state: {error}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} must hold a dictionary, got {type(state).__name__}")  # noqa: TRY004
+        raise ValueError(f"{path} must hold a dictionary, got {type(state).__name__}")  # noqa: TRY004 - the file's fault
     return state

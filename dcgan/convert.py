@@ -160,7 +160,8 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     Raises:
         ValueError: If there is no batch.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
+    batch_norm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - the base of all of them
+    norms = [module for module in network.modules() if isinstance(module, batch_norm)]
     sums: dict[nn.Module, Tensor] = {norm: torch.zeros(2, len(norm.weight)).double() for norm in norms}
 
     def add(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -68,7 +68,7 @@ class Decoder:
                 return self._fit(_flatten(Image.fromarray(np.ascontiguousarray(item)), self.channels))
             if isinstance(item, str) and not Path(item).is_file():
                 # Checked first: to open a named pipe would be to wait for ever.
-                raise ValueError("is not a file")  # noqa: TRY301
+                raise ValueError("is not a file")  # noqa: TRY301 - the last handler below words it like the rest
             # Read at once: Pillow's many small reads would each give up the interpreter's lock.
             encoded = item if isinstance(item, bytes) else Path(item).read_bytes()
             with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:

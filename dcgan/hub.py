@@ -166,7 +166,7 @@ class Pretrained(nn.Module):
             ValueError: If `repo_id` is not a repository's name.
         """
         from huggingface_hub import HfApi
-        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported lazily
 
         from dcgan.card import model_card
 
@@ -214,7 +214,7 @@ def _filled(skeleton: Module, state: dict[str, Tensor], prefix: str = "") -> Mod
     """Return a module like `skeleton`, with structure of its own and the tensors of `state`."""
     module = skeleton.__class__.__new__(skeleton.__class__)
     module.__dict__ = {name: v.copy() if isinstance(v, dict) else v for name, v in vars(skeleton).items()}
-    # No public call replaces meta tensors without touching each of them several times.
+    # The private dictionaries, since no public call replaces tensors without touching each several times.
     tensors, buffers, children = module._parameters, module._buffers, module._modules  # noqa: SLF001
     tensors |= {name: nn.Parameter(state[prefix + name]) for name, tensor in tensors.items() if tensor is not None}
     buffers |= {name: state[prefix + name] for name, tensor in buffers.items() if tensor is not None}
@@ -238,7 +238,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")  # noqa: TRY004
+        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")  # noqa: TRY004 - the file's fault
     return config
 
 

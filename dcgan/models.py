@@ -285,11 +285,9 @@ def weights_init(module: nn.Module, *, generator: torch.Generator | None = None)
     Weights of convolutions and linear layers are drawn from N(0, 0.02²), gains of normalisations from N(1, 0.02²),
     from `generator` or torch's global one; biases and shifts are zero. Other modules are left alone.
     """
-    if getattr(module, "weight", None) is not None and module.weight.is_meta:
-        return
     if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):  # noqa: SLF001 - the base of all convolutions
         nn.init.normal_(module.weight, 0.0, 0.02, generator=generator)
-    elif isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm) and module.affine:  # noqa: SLF001
+    elif isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm) and module.affine:  # noqa: SLF001 - likewise
         nn.init.normal_(module.weight, 1.0, 0.02, generator=generator)
     else:
         return
