@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 import dcgan
+from dcgan.allocator import keep_memory
 from dcgan.recipe import SIZE, WHOLE, Precision, Recipe
 from dcgan.terminal import RunError, UsageError, breakdowns, failures, mistakes, progress_bar, say
 from dcgan.training import describe, dry_run_of, recipe_file, train_to_the_end
@@ -63,6 +64,7 @@ def train(
             raise UsageError("a resumed run stays where it is: leave --out out")
         if resume is not None and dry_run:
             raise UsageError("--dry-run starts a run afresh: leave --resume out")
+    keep_memory()
     if dry_run:
         return dry_run_of(recipe)
     from dcgan.run import Run
@@ -105,20 +107,22 @@ def generate(
     start: Annotated[int, WHOLE] = 0,
     grid: Annotated[bool, _FLAG] = False,
     force: Annotated[bool, _FLAG] = False,
-    batch_size: Annotated[int, WHOLE] = 64,
+    batch_size: Annotated[int | None, WHOLE] = None,
+    precision: Precision = "fp32",
     device: str = "auto",
 ) -> int:
-    """Generate images as PNG files. Image I of a seed is the same however many are asked for.
+    """Generate images as PNG files, or as one archive. Image I of a seed is the same however many are asked for.
 
     Args:
         model: Folder of a run or of a saved generator, or Hub repository.
         number: Number of images.
-        out: Folder for them, 000000.png and so on.
+        out: Folder for them, 000000.png and so on; or a .zip of these, or a .npz with all of them as one array.
         seed: Seed of the latents.
         start: Index of the first image within the seed.
         grid: Write one picture of all, grid.png, instead.
         force: Replace files that are there.
-        batch_size: Images computed at once.
+        batch_size: Images computed at once; by default 64, and 256 on a GPU.
+        precision: Arithmetic of the network: fp32, bf16 or fp16.
         device: Such as cpu, cuda or mps; auto takes the best there is.
     """
     with mistakes():
@@ -128,26 +132,31 @@ def generate(
             ("--seed", seed, 0),
             ("--start", start, 0),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, got {value}")
+        keep_memory()
         from dcgan.build import device_named
-        from dcgan.generate import clashes, write_grid, write_images
+        from dcgan.generate import ARCHIVES, clashes, write_grid, write_images
         from dcgan.models import Generator
+        from dcgan.trainer import DTYPES
 
-        if out.exists() and not out.is_dir():
-            raise UsageError(f"--out must be a folder, and {out} is a file")
+        if grid and out.suffix in ARCHIVES:
+            raise UsageError(f"--grid writes grid.png into a folder, and --out is an archive, {out}")
+        if out.exists() and out.is_dir() == (out.suffix in ARCHIVES):
+            raise UsageError(f"--out must be a folder, and {out} is a file" if out.is_file() else f"{out} is a folder")
         picture = out / "grid.png"
         there = [path for path in [picture] if path.exists()] if grid else clashes(out, number, start=start)
         if there and not force:
             more = f", and {len(there) - 1} more of these files" if there[1:] else ""
             raise UsageError(f"{there[0]} exists{more}: --force replaces what is there")
         generator = Generator.from_pretrained(model, device=device_named(device))
+        options: dict[str, Any] = {"seed": seed, "start": start, "batch_size": batch_size, "dtype": DTYPES[precision]}
     with failures():
         if grid:
-            write_grid(generator, picture, number, seed=seed, start=start, batch_size=batch_size)
+            write_grid(generator, picture, number, **options)
         else:
             with progress_bar("generating", "img") as progress:
-                for done in write_images(generator, out, number, seed=seed, start=start, batch_size=batch_size):
+                for done in write_images(generator, out, number, **options):
                     progress(done, number)
     say(f"{number} images in {picture if grid else out}")
     return 0

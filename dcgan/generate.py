@@ -1,53 +1,152 @@
-"""Images of a generator as files."""
+"""Images of a generator as files: a folder of PNGs, one picture of all, or an archive.
+
+Shapes: B images of a batch, K channels, H×W pixels.
+"""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile, ZipInfo
 
+import numpy as np
+import torch
+from einops import rearrange
 from torch import Tensor
 
 from dcgan import images
+from dcgan.files import replacing
 from dcgan.models import Generator
+
+ARCHIVES = (".zip", ".npz")
+"""Endings of the archives that `write_images` makes."""
 
 
 def write_images(
-    generator: Generator, folder: Path, n: int, *, seed: int = 0, start: int = 0, batch_size: int = 64
+    generator: Generator,
+    out: Path,
+    n: int,
+    *,
+    seed: int = 0,
+    start: int = 0,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[int]:
-    """Write images number `start` to `start + n - 1` of a seed as `000000.png` and so on, yielding how many are done.
+    """Write images number `start` to `start + n - 1` of a seed, yielding how many are done.
 
-    Files of the same names are replaced; `clashes` tells which there are. Each file is whole or not there.
+    Args:
+        generator: Where they come from.
+        out: A folder, for `000000.png` and so on; or the name of an archive: a `.zip` of the same files, or a `.npz`
+            that holds them as `arr_0`, uint8 `(n, H, W, K)`, the form in which evaluation suites take samples. Files
+            of the same names are replaced, each whole or not at all; `clashes` tells which there are.
+        n: Number of images.
+        seed: As in `Generator.sample`, like the rest.
+        start: Index of the first image.
+        batch_size: Images per forward pass.
+        dtype: What to compute in.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    save = partial(images.save_png, durable=False)  # what can be made again need not outlive a power cut
-    with ThreadPoolExecutor() as pool:
-        for done in range(0, n, batch_size):
-            count = min(batch_size, n - done)
-            batch = sampled(generator, count, seed=seed, start=start + done, batch_size=batch_size)
-            paths = [folder / _name(start + done + i) for i in range(count)]
-            list(pool.map(save, paths, batch))  # zlib works outside the interpreter's lock
-            yield done + len(batch)
+    options = {"seed": seed, "start": start, "batch_size": batch_size, "dtype": dtype}
+    if out.suffix == ".npz":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return _write_npz(out, generator, n, options)
+    files = _encoded(generator, n, options)
+    if out.suffix == ".zip":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return _write_zip(out, files)
+    out.mkdir(parents=True, exist_ok=True)
+    return _write_folder(out, files)
 
 
 def write_grid(
-    generator: Generator, path: Path, n: int, *, seed: int = 0, start: int = 0, batch_size: int = 64
+    generator: Generator,
+    path: Path,
+    n: int,
+    *,
+    seed: int = 0,
+    start: int = 0,
+    batch_size: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write the same images as one picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    images.save_png(path, images.grid(sampled(generator, n, seed=seed, start=start, batch_size=batch_size)))
+    pixels = sampled(generator, n, seed=seed, start=start, batch_size=batch_size, dtype=dtype)
+    images.save_png(path, images.grid(pixels))
 
 
-def clashes(folder: Path, n: int, *, start: int = 0) -> list[Path]:
+def clashes(out: Path, n: int, *, start: int = 0) -> list[Path]:
     """Return the files that `write_images` would replace."""
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return [folder / name for name in map(_name, range(start, start + n)) if name in there]
+    if out.suffix in ARCHIVES:
+        return [out] if out.exists() else []
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    return [out / name for name in map(_name, range(start, start + n)) if name in there]
 
 
-def sampled(generator: Generator, n: int, *, seed: int, start: int = 0, batch_size: int = 64) -> Tensor:
-    """Return generated images as uint8 `(n, K, H, W)`, on the CPU."""
+def sampled(generator: Generator, n: int, **options: Any) -> Tensor:
+    """Return generated images as uint8 `(n, K, H, W)`, on the CPU; `options` are those of `Generator.sample`."""
+    return torch.cat([_pixels(generator, batch) for batch in generator.sample_batches(n, **options)])
+
+
+def _pixels(generator: Generator, batch: Tensor) -> Tensor:
     value_range = (0.0, 1.0) if generator.config["output"] == "sigmoid" else (-1.0, 1.0)
-    samples = generator.sample(n, seed=seed, start=start, batch_size=batch_size)
-    return images.to_uint8(samples, value_range).cpu()
+    return images.to_uint8(batch, value_range).cpu()
+
+
+def _batches(generator: Generator, n: int, options: dict[str, Any]) -> Iterator[np.ndarray]:
+    """Yield uint8 `(B, H, W, K)`."""
+    for batch in generator.sample_batches(n, **options):
+        yield rearrange(_pixels(generator, batch), "b k h w -> b h w k").contiguous().numpy()
+
+
+def _encoded(generator: Generator, n: int, options: dict[str, Any]) -> Iterator[list[tuple[str, memoryview]]]:
+    """Yield the names and contents of the PNG files, batch by batch."""
+
+    def encode(pixels: np.ndarray) -> list[memoryview]:
+        return [images.encode_png(image, level=1) for image in pixels]
+
+    first = options["start"]
+    with ThreadPoolExecutor() as pool:
+        for batch in _batches(generator, n, options):
+            # zlib works outside the interpreter's lock; few large pieces, for each hand-over takes it.
+            parts = pool.map(encode, np.array_split(batch, torch.get_num_threads()))
+            contents = [file for part in parts for file in part]
+            yield [(_name(first + i), file) for i, file in enumerate(contents)]
+            first += len(batch)
+
+
+def _write_folder(folder: Path, files: Iterator[list[tuple[str, memoryview]]]) -> Iterator[int]:
+    done = 0
+    for batch in files:
+        for name, content in batch:
+            with replacing(folder / name, durable=False) as file:  # what can be made again may miss a power cut
+                file.write(content)
+        done += len(batch)
+        yield done
+
+
+def _write_zip(path: Path, files: Iterator[list[tuple[str, memoryview]]]) -> Iterator[int]:
+    done = 0
+    with replacing(path, durable=False) as file, ZipFile(file, "w") as archive:
+        for batch in files:
+            for name, content in batch:
+                archive.writestr(ZipInfo(name), content)  # stored as they are, for PNG is compressed
+            done += len(batch)
+            yield done
+
+
+def _write_npz(path: Path, generator: Generator, n: int, options: dict[str, Any]) -> Iterator[int]:
+    done = 0
+    with (
+        replacing(path, durable=False) as file,
+        ZipFile(file, "w") as archive,
+        archive.open(ZipInfo("arr_0.npy"), "w", force_zip64=True) as array,
+    ):
+        for batch in _batches(generator, n, options):
+            if not done:
+                head = {"descr": "|u1", "fortran_order": False, "shape": (n, *batch.shape[1:])}
+                np.lib.format.write_array_header_1_0(array, head)
+            array.write(batch.data)
+            done += len(batch)
+            yield done
 
 
 def _name(index: int) -> str:

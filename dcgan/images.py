@@ -4,9 +4,11 @@ Shapes: N batch, K channels (1 grey, 3 colour, 4 colour and alpha), H height, W 
 """
 
 from collections.abc import Sequence
+from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -18,7 +20,8 @@ from dcgan.files import replacing
 def to_uint8(images: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
     """Scale images of any shape from `value_range` to uint8, rounding; what lies outside is clipped."""
     low, high = value_range
-    return ((images.float() - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
+    # After the first operation in place, for these are large and memory is the limit.
+    return (images.float() - low).mul_(255 / (high - low)).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def grid(images: Tensor, *, columns: int | None = None, gap: int = 2) -> Tensor:
@@ -40,20 +43,30 @@ def grid(images: Tensor, *, columns: int | None = None, gap: int = 2) -> Tensor:
     return pad(joined, (gap, 0, gap, 0))
 
 
-def save_png(path: Path, image: Tensor, *, durable: bool = True) -> None:
+def encode_png(pixels: np.ndarray, *, level: int = 6) -> memoryview:
+    """Return a PNG of uint8 pixels `(H, W, K)`, K = 1, 3 or 4, compressed at `level` 0 to 9.
+
+    For images as small as these, level 1 takes half the time of 6, and 2 % more room.
+    """
+    from PIL import Image
+
+    buffer = BytesIO()
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    picture.save(buffer, "PNG", compress_level=level)
+    return buffer.getbuffer()
+
+
+def save_png(path: Path, image: Tensor) -> None:
     """Write a uint8 image `(K, H, W)`, whole or not at all, as `files.replacing` does.
 
     Raises:
         ValueError: If it has another shape or type.
     """
-    from PIL import Image
-
     if image.dtype != torch.uint8 or image.dim() != 3 or len(image) not in (1, 3, 4):
         raise ValueError(f"image must be uint8 (1, 3 or 4, H, W), got {tuple(image.shape)} of {image.dtype}")
     pixels = rearrange(image, "k h w -> h w k").cpu().contiguous().numpy()
-    picture = Image.fromarray(pixels[:, :, 0] if len(image) == 1 else pixels)
-    with replacing(path, durable=durable) as file:
-        picture.save(file, "PNG")
+    with replacing(path) as file:
+        file.write(encode_png(pixels))
 
 
 def save_gif(path: Path, frames: Sequence[Path], *, seconds: float = 0.2, last: float = 2.0) -> None:

@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from dcgan.architectures import ARCHITECTURES, Architecture
 from dcgan.arguments import checked, pyramid, sides
+from dcgan.folding import folded
 from dcgan.hub import Pretrained
 from dcgan.latent import indexed
+from dcgan.layers import ImageToMap, MapToImage, MapToPixel, PixelToMap
 
 Norm = Literal["batch", "instance", "layer", "none"]
+
+_WORTH_FOLDING = 32  # images: a folded copy takes about as long to make as ten images to compute
 
 
 class _Network(Pretrained):
@@ -112,7 +116,7 @@ class Generator(_Network):
         act = nn.ReLU(inplace=True) if self.config["stem_activation"] else None
         if self.config["stem"] == "conv":
             pixel = nn.Unflatten(1, (latent_dim, 1, 1))
-            conv = nn.ConvTranspose2d(latent_dim, width, size, bias=bias)
+            conv = PixelToMap(latent_dim, width, size, bias=bias)
             return _sequence(pixel=pixel, conv=conv, norm=_norm(self.config, width), act=act)
         units = width * size[0] * size[1]
         linear, to_map = nn.Linear(latent_dim, units, bias=bias), nn.Unflatten(1, (width, *size))
@@ -124,6 +128,8 @@ class Generator(_Network):
         kernel, bias = self.config["kernel_size"], self.config["bias"]
         if self.config["upsample"] == "resize":
             return {"enlarge": nn.Upsample(scale_factor=2), **self._same(c_in, c_out)}
+        if kernel == 4 and c_out == self.config["channels"]:
+            return {"conv": MapToImage(c_in, c_out, bias=bias)}
         padding = (kernel - 1) // 2
         extra = 2 + 2 * padding - kernel  # what makes the output exactly twice the input: 0 for a 4×4 kernel, else 1
         return {"conv": nn.ConvTranspose2d(c_in, c_out, kernel, 2, padding, extra, bias=bias)}
@@ -153,8 +159,16 @@ class Generator(_Network):
         image: Tensor = self.head(h)  # (N, K, S, S)
         return image
 
-    def sample(self, n: int, *, seed: int | None = None, start: int = 0, batch_size: int = 64) -> Tensor:
-        """Generate images in evaluation mode, without gradients; the network's own mode is left as it was.
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int | None = None,
+        start: int = 0,
+        batch_size: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Generate images in evaluation mode, without gradients; the network itself is left as it was.
 
         Image i of a seed is the same whatever `n`, `start` and `batch_size`, up to rounding in the last digits.
 
@@ -162,25 +176,58 @@ class Generator(_Network):
             n: Number of images.
             seed: Seed of the latents; by default drawn from torch's global generator.
             start: Index of the first image within the seed.
-            batch_size: Images per forward pass.
+            batch_size: Images per forward pass; by default 64, and 256 on a GPU.
+            dtype: What to compute in, such as `torch.bfloat16`; by default as the weights are.
 
         Returns:
-            Images `(n, K, H, W)`, in the range of `forward`, on the network's device.
+            Images `(n, K, H, W)`, in the range of `forward`, on the network's device and of its type.
 
         Raises:
             ValueError: If `n`, `seed` or `start` is negative, or `batch_size` below 1.
         """
+        like = next(self.parameters())
+        batches = self.sample_batches(n, seed=seed, start=start, batch_size=batch_size, dtype=dtype)
+        images = torch.empty(n, self.config["channels"], *sides(self.config), dtype=like.dtype, device=like.device)
+        done = 0
+        for batch in batches:
+            images[done : done + len(batch)] = batch
+            done += len(batch)
+        return images
+
+    def sample_batches(
+        self,
+        n: int,
+        *,
+        seed: int | None = None,
+        start: int = 0,
+        batch_size: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[Tensor]:
+        """Return an iterator over the same images as `sample`, in batches, for more than fit in memory.
+
+        The weights are those of the moment of the call.
+        """
+        like = next(self.parameters())
+        batch_size = (64 if like.device.type == "cpu" else 256) if batch_size is None else batch_size
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if seed is None:
             seed = int(torch.randint(2**31, ()))
-        like = next(self.parameters())
-        z = indexed(n, self.config["latent_dim"], seed=seed, start=start, distribution=self.config["latent"])
-        images = torch.empty(n, self.config["channels"], *sides(self.config), dtype=like.dtype, device=like.device)
-        with evaluating(self), torch.no_grad():
-            for i in range(0, n, batch_size):
-                images[i : i + batch_size] = self(z[i : i + batch_size].to(like))
-        return images
+        dtype = dtype or like.dtype
+        indexed(0, 0, seed=seed, start=start)  # raises where they are negative
+        if n < 0:
+            raise ValueError(f"n must not be negative, got {n}")
+        network = self
+        if n >= _WORTH_FOLDING or dtype != like.dtype:
+            network = folded(self).to(dtype)
+
+        def images(first: int) -> Tensor:
+            count = min(batch_size, start + n - first)
+            z = indexed(count, self.config["latent_dim"], seed=seed, start=first, distribution=self.config["latent"])
+            with evaluating(network), torch.no_grad():
+                return network(z.to(like.device, dtype)).to(like.dtype)  # type: ignore[no-any-return]  # a Tensor
+
+        return map(images, range(start, start + n, batch_size))
 
 
 class Discriminator(_Network):
@@ -234,7 +281,11 @@ class Discriminator(_Network):
                 same = nn.Conv2d(c_in, c_out, odd, padding=odd // 2, bias=bias)
                 layers += [(f"{_name(before)}_conv", same, c_out)]
             c_mid = c_in if convs_per_stage == 1 else c_out
-            layers += [(_name(after), nn.Conv2d(c_mid, c_out, kernel_size, 2, padding, bias=bias), c_out)]
+            if kernel_size == 4 and c_mid == channels:
+                halving: nn.Module = ImageToMap(c_mid, c_out, bias=bias)
+            else:
+                halving = nn.Conv2d(c_mid, c_out, kernel_size, 2, padding, bias=bias)
+            layers += [(_name(after), halving, c_out)]
 
         self.blocks = nn.ModuleDict()
         for name, conv, width in layers:
@@ -242,7 +293,7 @@ class Discriminator(_Network):
             norm_layer = _norm(self.config, width) if self.blocks else None
             self.blocks[name] = _sequence(conv=conv, norm=norm_layer, act=nn.LeakyReLU(0.2, inplace=True))
         if stem == "conv":
-            self.head = _sequence(conv=nn.Conv2d(widths[-1], 1, sizes[-1], bias=bias))
+            self.head = _sequence(conv=MapToPixel(widths[-1], 1, sizes[-1], bias=bias))
         else:
             units = widths[-1] * sizes[-1][0] * sizes[-1][1]
             self.head = _sequence(flat=nn.Flatten(), linear=nn.Linear(units, 1, bias=bias))

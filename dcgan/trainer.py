@@ -30,7 +30,8 @@ Schedule = Literal["together", "alternate"]
 G = TypeVar("G", bound=nn.Module)
 D = TypeVar("D", bound=nn.Module)
 
-_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What each precision computes in."""
 _STEP = 1  # keeps the latents of training apart from those that samples of the same seed show
 # What may turn non-finite, in the order in which it is blamed: each explains the ones after it.
 _SUSPECTS = ("real images", "generator", "discriminator")
@@ -109,7 +110,7 @@ class Trainer(Generic[G, D]):
         self.device = _device_of(generator, discriminator)
 
         self.loss = _lookup("loss", loss, LOSSES)
-        self._autocast = _lookup("precision", precision, _AUTOCAST)
+        self._autocast = _lookup("precision", precision, DTYPES)
         self._schedule = _lookup("schedule", schedule, {name: name for name in ("together", "alternate")})
         self._augmentations = [name for name in augmentations if _lookup("augmentations", name, AUGMENTATIONS)]
         weights = {"label_smoothing": label_smoothing, "gradient_penalty": gradient_penalty, "r1": r1}

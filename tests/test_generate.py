@@ -1,5 +1,8 @@
 """Images as files: the same ones whatever the batches, and nothing overwritten unasked."""
 
+import io
+from zipfile import ZipFile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -136,3 +139,67 @@ def test_no_image_at_all_is_a_mistake(model, out, capsys):
     assert generate(model, "-n", 0, "--out", out) == 2
     assert "-n must be at least 1, got 0" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("ending", ["zip", "npz"])
+def test_an_archive_holds_the_same_images(model, tmp_path, ending, capsys):
+    archive = tmp_path / "deep" / f"images.{ending}"
+    assert generate(model, "-n", 5, "--start", 2, "--batch-size", 2, "--out", archive) == 0
+    assert capsys.readouterr().out == f"5 images in {archive}\n"
+    expected = sampled(Generator.from_pretrained(model), 5, seed=0, start=2).permute(0, 2, 3, 1).numpy()
+    if ending == "npz":
+        with np.load(archive) as arrays:
+            assert list(arrays) == ["arr_0"]
+            pixels = arrays["arr_0"]
+    else:
+        with ZipFile(archive) as files:
+            assert files.namelist() == [f"{index:06d}.png" for index in range(2, 7)]
+            assert files.testzip() is None
+            pictures = [np.asarray(Image.open(io.BytesIO(files.read(name)))) for name in files.namelist()]
+        pixels = np.stack(pictures).reshape(expected.shape)
+    assert (pixels.dtype, pixels.shape) == (np.uint8, expected.shape)
+    assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= 1
+    assert [path.name for path in archive.parent.iterdir()] == [archive.name]
+
+
+def test_an_archive_is_the_same_bytes_every_time(model, tmp_path):
+    for name in ("a.zip", "b.zip"):
+        assert generate(model, "-n", 3, "--out", tmp_path / name) == 0
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+def test_an_archive_is_replaced_only_by_force(model, tmp_path, capsys):
+    archive = tmp_path / "images.npz"
+    assert generate(model, "-n", 3, "--out", archive) == 0
+    before = archive.read_bytes()
+    assert generate(model, "-n", 4, "--out", archive) == 2
+    assert f"{archive} exists: --force replaces" in capsys.readouterr().err
+    assert archive.read_bytes() == before
+    assert generate(model, "-n", 4, "--out", archive, "--force") == 0
+    with np.load(archive) as arrays:
+        assert len(arrays["arr_0"]) == 4
+
+
+def test_an_interrupted_archive_leaves_the_old_one(model, tmp_path):
+    archive = tmp_path / "images.npz"
+    archive.write_bytes(b"old")
+    generator = Generator.from_pretrained(model)
+    writing = write_images(generator, archive, 9, batch_size=3)
+    assert next(writing) == 3
+    writing.close()
+    assert contents(tmp_path) == {"images.npz": b"old"}
+
+
+def test_a_grid_and_a_folder_are_no_archives(model, tmp_path, capsys):
+    assert generate(model, "--grid", "--out", tmp_path / "a.zip") == 2
+    assert "--grid writes grid.png into a folder" in capsys.readouterr().err
+    (tmp_path / "b.npz").mkdir()
+    assert generate(model, "--out", tmp_path / "b.npz") == 2
+    assert "b.npz is a folder" in capsys.readouterr().err
+
+
+def test_images_in_bfloat16_are_close(model, tmp_path):
+    for precision in ("fp32", "bf16"):
+        assert generate(model, "-n", 6, "--precision", precision, "--out", tmp_path / f"{precision}.npz") == 0
+    pixels = [np.load(tmp_path / f"{precision}.npz")["arr_0"].astype(int) for precision in ("fp32", "bf16")]
+    assert np.abs(pixels[0] - pixels[1]).mean() < 2

@@ -16,7 +16,18 @@ MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (R
 
 # Each module may import those above it.
 ORDER = [
-    *("files", "latent", "losses", "augment", "architectures", "arguments", "images", "checkpoint", "sources"),
+    *(
+        "allocator",
+        "files",
+        "latent",
+        "losses",
+        "augment",
+        "architectures",
+        "arguments",
+        "images",
+        "checkpoint",
+        "sources",
+    ),
     *(
         "decoding",
         "packing",
@@ -24,6 +35,8 @@ ORDER = [
         "card",
         "remote",
         "hub",
+        "layers",
+        "folding",
         "models",
         "foreign",
         "convert",
