@@ -118,5 +118,6 @@ def trainer(recipe: Recipe, generator: Generator, discriminator: Discriminator) 
         augmentations=recipe.augment or (),
         ema_decay=recipe.ema_decay,
         precision=recipe.precision,
+        compile=recipe.compile,
         seed=recipe.seed,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,7 +20,7 @@ from dcgan.packing import BadImages, Progress, ahead, channels_first, pack
 from dcgan.sources import NAMES, find
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
 
@@ -153,12 +154,16 @@ class Batches:
     images that an unbroken one sees. An epoch's last, partial batch is dropped. The next two batches are made
     while one is in use.
 
+    On a CUDA device, a packed set that takes at most a quarter of the free memory is copied there once, and batches
+    are gathered there; others are made on the host and copied while the one before is in use.
+
     Args:
         images: What to draw from, each image at most once an epoch.
         batch_size: B.
         seed: At least 0.
         flip: Mirror each image, left to right, with probability one half.
         start: Number of the first batch, counted over all epochs.
+        device: Where batches are wanted.
 
     Attributes:
         steps_per_epoch: Batches in an epoch.
@@ -167,7 +172,16 @@ class Batches:
         ValueError: If there are fewer images than `batch_size`, or if a number is out of its range.
     """
 
-    def __init__(self, images: Images, batch_size: int, *, seed: int = 0, flip: bool = False, start: int = 0) -> None:
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        flip: bool = False,
+        start: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if len(images) < batch_size:
@@ -175,31 +189,79 @@ class Batches:
         if seed < 0 or start < 0:
             raise ValueError(f"seed and start must be at least 0, got seed={seed} and start={start}")
         self.images, self.batch_size, self.seed, self.flip, self.start = images, batch_size, seed, flip, start
+        self.device = device
         self.steps_per_epoch = len(images) // batch_size
         self._last_order: tuple[int, np.ndarray] | None = None
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """Yield uint8 batches `(B, K, H, W)`."""
+        """Yield uint8 batches `(B, K, H, W)`, channels last in memory."""
+        import torch
+
+        device = torch.device(self.device)
+        if device.type != "cuda":
+            return self._made(lambda batch: batch)
+        if self.images.path is not None and 4 * self.images.nbytes <= torch.cuda.mem_get_info(device)[0]:
+            return self._gathered(device)
+        return _copied(self._made(lambda batch: batch.pin_memory()), device)
+
+    def _made(self, finish: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield batches made on the host, ahead of time."""
+
+        def make(step: int) -> torch.Tensor:
+            batch = self.images.batch(self._indices(step))  # (B, K, H, W)
+            if self.flip:
+                pixels, chosen = batch.permute(0, 2, 3, 1).numpy(), np.flatnonzero(self._mirrored(step))
+                # Whole images are copied, and mirrored by torch, which is fast in this layout.
+                pixels[chosen] = channels_first(pixels[chosen]).flip(3).permute(0, 2, 3, 1).numpy()
+            return finish(batch)
+
         pool = ThreadPoolExecutor(1, thread_name_prefix="dcgan-batches")
         try:
-            yield from ahead(pool, self._batch, itertools.count(self.start), depth=2)
+            yield from ahead(pool, make, itertools.count(self.start), depth=2)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _batch(self, step: int) -> torch.Tensor:
-        epoch, position = divmod(step, self.steps_per_epoch)
-        indices = self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
-        batch = self.images.batch(indices)  # (B, K, H, W)
-        if self.flip:
-            # The 1 keeps these draws apart from the orders; a 0 would not: seeds are padded with zeros.
-            mirrored = np.random.default_rng((self.seed, step, 1)).random(self.batch_size) < 0.5
-            pixels = batch.permute(0, 2, 3, 1).numpy()  # (B, H, W, K), the same memory
-            pixels[mirrored] = np.take(pixels[mirrored], np.arange(pixels.shape[2])[::-1], axis=2)
-        return batch
+    def _gathered(self, device: torch.device) -> Iterator[torch.Tensor]:
+        """Yield batches gathered on the device, where all images are."""
+        import torch
 
-    def _order(self, epoch: int) -> np.ndarray:
+        count = len(self.images)
+        parts = (self.images.batch(np.arange(i, min(i + 4096, count))) for i in range(0, count, 4096))
+        images = torch.cat([part.permute(0, 2, 3, 1).to(device) for part in parts])  # (N, H, W, K)
+        for step in itertools.count(self.start):
+            indices = torch.from_numpy(self._indices(step)).to(device, non_blocking=True)
+            batch = images.index_select(0, indices)  # (B, H, W, K)
+            if self.flip:
+                chosen = torch.from_numpy(self._mirrored(step)).to(device, non_blocking=True)
+                batch = torch.where(chosen[:, None, None, None], batch.flip(2), batch)
+            yield batch.permute(0, 3, 1, 2)
+
+    def _mirrored(self, step: int) -> np.ndarray:
+        """Tell which images of a batch are mirrored."""
+        # The 1 keeps these draws apart from the orders; a 0 would not: seeds are padded with zeros.
+        return np.random.default_rng((self.seed, step, 1)).random(self.batch_size) < 0.5
+
+    def _indices(self, step: int) -> np.ndarray:
+        epoch, position = divmod(step, self.steps_per_epoch)
         known = self._last_order
         if known is None or known[0] != epoch:
             order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
             known = self._last_order = (epoch, order)
-        return known[1]
+        return known[1][position * self.batch_size : (position + 1) * self.batch_size]
+
+
+def _copied(pinned: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+    """Yield batches on the device, each copied there while the one before is in use."""
+    import torch
+
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it without types
+    ready: deque[tuple[torch.Tensor, torch.cuda.Event]] = deque()
+    for batch in pinned:
+        with torch.cuda.stream(stream):
+            ready.append((batch.to(device, non_blocking=True), stream.record_event()))
+        if len(ready) == 2:
+            oldest, arrived = ready.popleft()
+            using = torch.cuda.current_stream(device)
+            using.wait_event(arrived)
+            oldest.record_stream(using)  # its memory is not to be taken for the next copy before it was used
+            yield oldest

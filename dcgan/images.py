@@ -24,6 +24,14 @@ def to_uint8(images: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> 
     return (images.float() - low).mul_(255 / (high - low)).round_().clamp_(0, 255).to(torch.uint8)
 
 
+def from_uint8(
+    images: Tensor, value_range: tuple[float, float] = (-1.0, 1.0), dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Scale uint8 images of any shape to `value_range`: the inverse of `to_uint8`."""
+    low, high = value_range
+    return images.to(dtype).div_(255 / (high - low)).add_(low)
+
+
 def grid(images: Tensor, *, columns: int | None = None, gap: int = 2) -> Tensor:
     """Lay uint8 images `(N, K, H, W)` out in rows, `gap` black pixels apart: one image `(K, H', W')`.
 

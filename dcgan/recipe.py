@@ -61,6 +61,8 @@ DataName = Literal[
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+Compile = Literal["auto", "off", "graph", "full"]
+
 Augmentation = Literal["color", "translation", "cutout"]
 
 _GREY_32 = {"image_size": 32, "channels": 1}
@@ -141,6 +143,8 @@ class Recipe:
         augment: Differentiable augmentations for small data sets; by default translation for digits, else none.
         ema_decay: Decay of the generator's moving average, which is what is sampled and saved; none keeps no average.
         precision: Arithmetic of the networks.
+        compile: What makes steps faster on a CUDA device: graph captures the step as one CUDA graph, full compiles the
+            networks besides, for a minute; auto is graph, and full for 20,000 steps or more; off is neither.
         seed: Seed of weights, latents, order and augmentation.
         device: Such as cpu, cuda, cuda:1 or mps; auto takes the best there is.
         log_every: Steps between lines of metrics.jsonl.
@@ -197,6 +201,7 @@ class Recipe:
     augment: Annotated[tuple[Augmentation, ...] | None, _TRAINING, _AUGMENT] = None
     ema_decay: Annotated[float | None, _TRAINING] = 0.999
     precision: Annotated[Precision, _TRAINING] = "fp32"
+    compile: Annotated[Compile, _TRAINING] = "auto"
     seed: Annotated[int, _TRAINING, WHOLE] = 0
     device: Annotated[str, _TRAINING] = "auto"
 

@@ -33,11 +33,11 @@ from dcgan.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-# What a resumed run may change: nothing that decides a number it computes, but for the device, whose rounding and
-# random numbers are its own.
+# What a resumed run may change: nothing that decides a number it computes, but for the device and what compiles for
+# it, whose rounding and random numbers are their own.
 RESUMABLE = {
     *("steps", "epochs", "log_every", "sample_every", "save_every", "keep"),
-    *("root", "cache", "cache_dir", "workers", "device"),
+    *("root", "cache", "cache_dir", "workers", "device", "compile"),
 }
 _GIF_FRAMES = 100
 
@@ -165,7 +165,12 @@ class Run:
         """
         recipe, began, done = self.recipe, time.perf_counter(), self.trainer.steps
         batches = data.Batches(
-            self.images, self.batch_size, seed=recipe.seed, flip=recipe.flip, start=self.trainer.steps
+            self.images,
+            self.batch_size,
+            seed=recipe.seed,
+            flip=recipe.flip,
+            start=self.trainer.steps,
+            device=self.trainer.device,
         )
         try:
             for metrics in self.trainer.fit(batches, self.steps):

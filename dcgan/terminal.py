@@ -1,5 +1,6 @@
 """How the command line speaks: text, progress, mistakes, failures and signals."""
 
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -53,6 +54,29 @@ def failures() -> Iterator[None]:
             yield
         except (OSError, BadImages) as error:
             raise RunError(str(error)) from error
+
+
+@contextmanager
+def remarks() -> Iterator[None]:
+    """Show what the trainer has to say of itself, above the bar."""
+    handler = _Remarks(logging.INFO)
+    loggers = [logging.getLogger(name) for name in ("dcgan.trainer", "dcgan.capture")]
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.setLevel(logging.NOTSET)
+            logger.removeHandler(handler)
+
+
+class _Remarks(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(record.getMessage(), file=sys.stderr)
 
 
 @contextmanager

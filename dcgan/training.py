@@ -10,7 +10,7 @@ from cyclopts import App, ArgumentCollection
 from cyclopts.config import Yaml
 
 from dcgan.recipe import Recipe
-from dcgan.terminal import UsageError, breakdowns, failures, mistakes, progress_bar, say, signals
+from dcgan.terminal import UsageError, breakdowns, failures, mistakes, progress_bar, remarks, say, signals
 
 if TYPE_CHECKING:
     from dcgan.run import Run
@@ -59,6 +59,7 @@ def train_to_the_end(run: "Run") -> int:
 
     with (
         failures(),
+        remarks(),
         signals() as received,
         tqdm(total=run.steps, initial=run.trainer.steps, unit="step", disable=None, dynamic_ncols=True) as bar,
     ):

@@ -47,6 +47,7 @@ RECIPE = Recipe(
     augment=("cutout",),
     ema_decay=0.7,
     precision="bf16",
+    compile="graph",
     seed=8,
     steps=10,
 )
@@ -87,6 +88,7 @@ def test_the_trainer_gets_every_setting(monkeypatch):
         "augmentations": ("cutout",),
         "ema_decay": 0.7,
         "precision": "bf16",
+        "compile": "graph",
         "seed": 8,
     }
 

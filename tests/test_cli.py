@@ -23,7 +23,7 @@ SMALL = shlex.split("--g-channels 4 --d-channels 4 --image-size 16 --samples 4 -
 TINY = [*SMALL, "--batch-size", "8"]
 
 _FLAGS = """
---architecture --augment --batch-size --beta1 --beta2 --bias --cache --cache-dir --channels --classes --config
+--architecture --augment --batch-size --beta1 --beta2 --bias --cache --cache-dir --channels --classes --compile --config
 --convs-per-stage --d-channels --d-norm --d-steps --data --device --discriminator --dry-run --ema-decay
 --epochs --flip --g-channels --generator --gradient-penalty --image-size --keep --kernel-size
 --label-smoothing --latent --latent-dim --log-every --loss --lr --max-channels --no-augment --no-bias

@@ -904,3 +904,36 @@ def test_all_real_faces():
     images = data.load("folder", root=REAL / "faces")
     assert len(images) == len(list((REAL / "faces").glob("*.jpg")))
     assert sum(len(batch) for batch in itertools.islice(data.Batches(images, 128), 103)) == 103 * 128
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_batches_gathered_where_all_images_are_equal_those_made_on_the_host(tmp_path, flip):
+    images = data.load("fake", image_size=(6, 10), cache_dir=tmp_path)
+    batches = data.Batches(images, 7, seed=3, flip=flip, start=len(images) // 7 - 2)  # over the end of an epoch
+    gathered = batches._gathered(torch.device("cpu"))
+    for batch, expected in itertools.islice(zip(gathered, batches, strict=False), 5):
+        assert torch.equal(batch, expected)
+        assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_flip_mirrors_half_of_the_images_left_to_right(tmp_path, channels):
+    images = data.load("fake", image_size=(6, 10), channels=channels, cache_dir=tmp_path)
+    plain, flipped = (next(iter(data.Batches(images, 200, flip=flip))) for flip in (False, True))
+    mirrored = [torch.equal(b, a.flip(2)) for a, b in zip(plain, flipped, strict=True)]
+    same = [torch.equal(b, a) for a, b in zip(plain, flipped, strict=True)]
+    assert all(one != other for one, other in zip(mirrored, same, strict=True))
+    assert 70 < sum(mirrored) < 130
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("flip", [False, True])
+def test_batches_on_a_gpu_equal_those_on_the_host(tmp_path, monkeypatch, fits, flip):
+    images = data.load("fake", image_size=(6, 10), cache_dir=tmp_path)
+    if not fits:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    there = data.Batches(images, 7, seed=3, flip=flip, device="cuda")
+    for batch, expected in itertools.islice(zip(there, data.Batches(images, 7, seed=3, flip=flip), strict=False), 300):
+        assert batch.is_cuda
+        assert torch.equal(batch.cpu(), expected)

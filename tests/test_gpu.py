@@ -7,11 +7,41 @@ from dcgan import Discriminator, Generator, Trainer
 
 pytestmark = pytest.mark.gpu
 
+TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}
+OPTIONS = [
+    {},
+    {"d_steps": 3},
+    {"schedule": "alternate", "d_steps": 2},
+    {"loss": "wasserstein", "gradient_penalty": 10.0},
+    {"loss": "hinge", "r1": 1.0},
+    {"augmentations": ("color", "translation", "cutout")},
+    {"ema_decay": None, "weight_decay": 1e-4},
+]
 
-def pair(device):
+
+def pair(device, d_norm="batch"):
     torch.manual_seed(0)
-    generator, discriminator = Generator(base_channels=16), Discriminator(base_channels=16)
+    generator, discriminator = Generator(base_channels=16), Discriminator(base_channels=16, norm=d_norm)
     return generator.to(device), discriminator.to(device)
+
+
+def trainer_of(**options):
+    penalised = options.get("r1") or options.get("gradient_penalty")
+    return Trainer(*pair("cuda", "layer" if penalised else "batch"), seed=3, **options)
+
+
+def pixels(n=16):
+    return torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8, device="cuda")
+
+
+def deviation(ours, theirs):
+    """Return the largest difference of two trainers' weights, over the largest weight."""
+    differences = [
+        (a - b).abs().max() / b.abs().max().clamp(min=1e-3)
+        for part in ("generator", "discriminator")
+        for a, b in zip(getattr(ours, part).parameters(), getattr(theirs, part).parameters(), strict=True)
+    ]
+    return torch.stack(differences).max().item()
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 5e-2), ("fp16", 5e-2)])
@@ -28,6 +58,67 @@ def test_a_step_on_a_gpu_agrees_with_one_on_the_cpu(precision, tolerance, monkey
         assert abs(results[1][name] - value) < tolerance * max(1, abs(value))
 
 
+@pytest.mark.parametrize("compile_", ["graph", "full"])
+@pytest.mark.parametrize("steps", [1, 50, 500])
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_a_captured_step_is_the_eager_one(precision, steps, compile_):
+    captured = trainer_of(precision=precision, compile=compile_)
+    for _ in range(steps):
+        captured.step(pixels())
+    for _ in range(5):  # the same kind of step, so that at last it is a replay
+        plain = trainer_of(precision=precision, compile="off")
+        plain.load_state_dict(captured.state_dict())
+        real = pixels()
+        expected, metrics = plain.step(real), captured.step(real)
+        for name, value in expected.items():
+            torch.testing.assert_close(metrics[name], value, rtol=TOLERANCE[precision], atol=TOLERANCE[precision])
+        assert deviation(captured, plain) < 10 * TOLERANCE[precision]
+    assert captured._captured._replays
+    captured.check()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=[" ".join(map(str, options)) or "default" for options in OPTIONS])
+def test_every_kind_of_step_is_captured(options, caplog):
+    captured = trainer_of(compile="graph", **options)
+    for _ in range(30):
+        plain = trainer_of(compile="off", **options)
+        plain.load_state_dict(captured.state_dict())
+        real = pixels()
+        expected, metrics = plain.step(real), captured.step(real)
+        assert expected.keys() == metrics.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(metrics[name], value, rtol=1e-3, atol=1e-3)
+    assert captured._captured._replays
+    assert "cannot be captured" not in caplog.text
+    captured.check()
+
+
+def test_captured_steps_do_not_wait_for_the_device():
+    trainer = trainer_of(precision="bf16")
+    real = pixels()
+    for _ in range(5):
+        trainer.step(real)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            trainer.step(real)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_loaded_state_is_gone_on_with():
+    trainer, other = trainer_of(), trainer_of()
+    for _ in range(6):
+        trainer.step(pixels())
+        other.step(pixels())
+    other.load_state_dict(trainer.state_dict())
+    for _ in range(6):
+        real = pixels()
+        metrics, expected = other.step(real), trainer.step(real)
+    for name, value in expected.items():
+        torch.testing.assert_close(metrics[name], value, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_training_goes_on_from_a_state_on_the_cpu(precision, tmp_path):
     trainer = Trainer(*pair("cuda"), precision=precision)
@@ -42,9 +133,21 @@ def test_training_goes_on_from_a_state_on_the_cpu(precision, tmp_path):
         torch.testing.assert_close(metrics[name], value, rtol=1e-3, atol=1e-3)
 
 
+def test_a_state_of_the_cpu_is_captured_all_the_same(tmp_path):
+    before = Trainer(*pair("cpu"))
+    before.step(pixels().cpu())
+    torch.save(before.state_dict(), tmp_path / "state.pt")
+    trainer = Trainer(*pair("cuda"))
+    trainer.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for _ in range(6):
+        trainer.step(pixels())
+    assert trainer._captured._replays
+    trainer.check()
+
+
 def test_samples_are_those_of_the_cpu():
     generator, _ = pair("cpu")
-    expected = generator.sample(5, seed=3)
-    images = generator.cuda().sample(5, seed=3)
+    expected = generator.sample(300, seed=3)
+    images = generator.cuda().sample(300, seed=3)
     assert images.is_cuda
     torch.testing.assert_close(images.cpu(), expected, rtol=0, atol=1e-2)

@@ -538,7 +538,7 @@ def test_penalties_are_in_full_precision_also_inside_autocast(option, monkeypatc
     seen = []
     trainer = Trainer(*networks(norm="none"), loss="wasserstein", precision="bf16", **{option: 1.0})
     original = trainer._judge
-    monkeypatch.setattr(trainer, "_judge", lambda images: seen.append(logits := original(images)) or logits)
+    monkeypatch.setattr(trainer, "_judge", lambda *a, **k: seen.append(logits := original(*a, **k)) or logits)
     with torch.autocast("cpu", torch.bfloat16):
         trainer.step(batches(1)[0])
     assert [logits.dtype for logits in seen] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.bfloat16]

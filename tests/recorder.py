@@ -1,0 +1,79 @@
+"""A stand-in for CUDA graphs on the CPU: it records the kernels of a function, and repeats them without it.
+
+As in a graph, a kernel runs again on the memory it ran on, with the numbers that Python gave it then. So whatever a
+function decides or computes in Python from one call to the next is frozen here as it would be there. Unlike a graph,
+the recording does execute, so everything that can change is put back afterwards.
+"""
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
+
+
+class Recording(TorchDispatchMode):
+    """Kernels and the tensors they ran on."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function.__name__.split(".")[0]
+        if name in SYNCHRONISING:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+        before = aliases((args, kwargs))
+        result = function(*args, **kwargs)
+        self.kernels.append(
+            (function, before, [leaf.detach() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)])
+        )
+        return result
+
+    @torch.no_grad()
+    def replay(self):
+        for function, before, recorded in self.kernels:
+            args, kwargs = aliases(before)
+            results = [leaf for leaf in tree_leaves(function(*args, **kwargs)) if isinstance(leaf, Tensor)]
+            for into, value in zip(recorded, results, strict=True):
+                if into.data_ptr() != value.data_ptr():
+                    into.copy_(value)
+
+
+def aliases(tree):
+    """Return the same memory under tensors whose shapes no operation in place has changed, or will."""
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def recorder(trainer):
+    """Return what records a step of `trainer`, and leaves it as it was."""
+
+    def record(body):
+        state = tensors_of(trainer)
+        before = [tensor.detach().clone() for tensor in state]
+        rng = trainer._rng.get_state()
+        recording = Recording()
+        with recording:
+            body()
+        with torch.no_grad():
+            for tensor, value in zip(state, before, strict=True):
+                tensor.copy_(value)
+        trainer._rng.set_state(rng)
+        return recording
+
+    return record
+
+
+def tensors_of(trainer):
+    """Return every tensor that a step writes to."""
+    networks = [trainer.generator, trainer.discriminator, trainer.ema]
+    tensors = [tensor for network in networks if network is not None for tensor in network.state_dict().values()]
+    for optimizer in (trainer.g_optimizer, trainer.d_optimizer):
+        tensors += [
+            value for moments in optimizer.state.values() for value in moments.values() if torch.is_tensor(value)
+        ]
+    for scaler in (trainer.g_scaler, trainer.d_scaler):
+        tensors += [scaler._scale, scaler._growth_tracker] if scaler.is_enabled() else []
+    return [*tensors, trainer._first_bad]

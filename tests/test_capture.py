@@ -1,0 +1,207 @@
+"""A recorded step is the step itself: whatever Python computes anew for each has to lie in a tensor.
+
+CUDA graphs need a GPU. Here a recorder stands in for them that repeats the recorded kernels, on the memory they ran
+on; tests/test_gpu.py compares the real ones.
+"""
+
+import copy
+import logging
+from contextlib import nullcontext
+
+import pytest
+import torch
+from recorder import recorder, tensors_of
+
+from dcgan import Discriminator, Generator, Trainer
+from dcgan.capture import Captured
+
+OPTIONS = [
+    {},
+    {"ema_decay": None},
+    {"ema_decay": 0.5},
+    {"loss": "hinge", "d_steps": 3},
+    {"loss": "wasserstein", "gradient_penalty": 10.0, "d_norm": "layer"},
+    {"loss": "least-squares", "label_smoothing": 0.1, "schedule": "alternate", "d_steps": 2},
+    {"r1": 1.0, "d_norm": "none", "augmentations": ("color", "translation", "cutout")},
+    {"precision": "bf16"},
+    {"precision": "fp16", "d_steps": 2},
+    {"latent": "uniform", "weight_decay": 1e-3},
+]
+
+
+def trainer_of(*, captured, d_norm="batch", **options):
+    torch.manual_seed(0)
+    small = {"image_size": 16, "channels": 1, "base_channels": 2}
+    generator, discriminator = Generator(latent_dim=4, **small), Discriminator(norm=d_norm, **small)
+    trainer = Trainer(generator, discriminator, seed=5, **options)
+    if captured:
+        trainer._captured = Captured(trainer._update, recorder(trainer), nullcontext)
+    return trainer
+
+
+def batches(n, size=6):
+    rng = torch.Generator().manual_seed(1)
+    return [torch.randint(0, 256, (size, 1, 16, 16), dtype=torch.uint8, generator=rng) for _ in range(n)]
+
+
+def assert_same(one, other):
+    for ours, theirs in zip(tensors_of(one), tensors_of(other), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=[" ".join(map(str, options)) or "default" for options in OPTIONS])
+def test_steps_and_states_are_the_same_bits(options):
+    captured, plain = trainer_of(captured=True, **options), trainer_of(captured=False, **options)
+    kept = []
+    for real in batches(40):
+        metrics, expected = captured.step(real), plain.step(real)
+        assert metrics.keys() == expected.keys()
+        kept.append((metrics, expected))
+    assert captured._captured._replays
+    assert_same(captured, plain)
+    for metrics, expected in kept:  # read only now: no replay may have written over what an earlier one returned
+        for name, value in expected.items():
+            assert torch.equal(metrics[name], value)
+
+
+@pytest.mark.parametrize("steps", [1, 50, 500])
+def test_one_recorded_step_from_any_point_of_a_run_equals_one_eager_step(steps):
+    captured = trainer_of(captured=True)
+    stream = batches(20)
+    for index in range(steps):
+        captured.step(stream[index % 20])
+    plain = trainer_of(captured=False)
+    plain.load_state_dict(captured.state_dict())
+    expected, metrics = plain.step(stream[0]), captured.step(stream[0])
+    for name, value in expected.items():
+        assert torch.equal(metrics[name], value)
+    assert_same(captured, plain)
+
+
+def test_a_loaded_state_is_gone_on_with_though_its_tensors_are_others():
+    captured, plain = trainer_of(captured=True), trainer_of(captured=False)
+    for real in batches(8):
+        captured.step(real)
+    state = copy.deepcopy(captured.state_dict())
+    for real in batches(9)[8:]:
+        captured.step(real)
+    for trainer in (captured, plain):
+        trainer.load_state_dict(state)
+        for real in batches(8):
+            trainer.step(real)
+    assert_same(captured, plain)
+
+
+def test_batches_of_another_size_and_kind_are_steps_of_their_own():
+    captured, plain = trainer_of(captured=True), trainer_of(captured=False)
+    for size in (6, 6, 6, 6, 4, 6, 4, 4, 4, 4, 6):
+        for trainer in (captured, plain):
+            trainer.step(batches(1, size)[0])
+            trainer.step(batches(1, size)[0] / 127.5 - 1)
+    assert len(captured._captured._replays) == 4
+    assert_same(captured, plain)
+
+
+def test_a_new_learning_rate_is_obeyed():
+    captured, plain = trainer_of(captured=True), trainer_of(captured=False)
+    for index, real in enumerate(batches(20)):
+        for trainer in (captured, plain):
+            trainer.g_optimizer.param_groups[0]["lr"] = 1e-3 if index < 10 else 1e-4
+            trainer.step(real)
+    assert len(captured._captured._replays) == 2
+    assert_same(captured, plain)
+
+
+def test_a_learning_rate_that_changes_at_every_step_is_never_recorded():
+    captured, plain = trainer_of(captured=True), trainer_of(captured=False)
+    for index, real in enumerate(batches(20)):
+        for trainer in (captured, plain):
+            trainer.g_optimizer.param_groups[0]["lr"] = 1e-3 / (index + 1)
+            trainer.step(real)
+    assert not captured._captured._replays
+    assert_same(captured, plain)
+
+
+def test_a_step_that_waits_for_the_device_runs_as_it_is_and_that_is_said_once(caplog):
+    trainer = trainer_of(captured=True, loss="hinge")
+    update = trainer._captured._work
+
+    def waiting(*arguments):
+        metrics = update(*arguments)
+        metrics["d_loss"].item()
+        return metrics
+
+    trainer._captured._work = waiting
+    plain = trainer_of(captured=False, loss="hinge")
+    with caplog.at_level(logging.WARNING, "dcgan"):
+        for real in batches(10):
+            trainer.step(real)
+            plain.step(real)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "further kinds of step run kernel by kernel, for they cannot be captured: "
+        "operation not permitted when stream is capturing: _local_scalar_dense"
+    )
+    for ours, theirs in zip(trainer.generator.parameters(), plain.generator.parameters(), strict=True):
+        assert torch.isfinite(ours).all()
+        assert ours.shape == theirs.shape
+
+
+def test_divergence_is_found_at_its_step():
+    trainer = trainer_of(captured=True)
+    for index, real in enumerate(batches(12)):
+        trainer.step(real / 127.5 - 1 if index != 9 else torch.full((6, 1, 16, 16), torch.nan))
+    assert len(trainer._captured._replays) == 1
+    with pytest.raises(FloatingPointError, match="step 9: the real images turned non-finite"):
+        trainer.check()
+
+
+def test_there_is_a_limit_to_recordings(caplog):
+    trainer = trainer_of(captured=True)
+    for size in range(2, 14):
+        for real in batches(4, size):
+            trainer.step(real)
+    assert len(trainer._captured._replays) == 8
+    assert "8 kinds of step are recorded already" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_networks_give_the_same_step(precision, monkeypatch):
+    import torch._dynamo
+
+    compiling = torch.compile
+    # All of compilation but its code generator, which takes minutes; `fullgraph` refuses anything left in Python.
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **options: compiling(f, backend="aot_eager", fullgraph=True, **options)
+    )
+    captured, plain = trainer_of(captured=True, precision=precision), trainer_of(captured=False, precision=precision)
+    captured._compile_networks()
+    for real in batches(8):
+        plain.load_state_dict(captured.state_dict())
+        metrics, expected = captured.step(real), plain.step(real)
+        for name, value in expected.items():
+            torch.testing.assert_close(metrics[name], value, rtol=1e-4 if precision == "fp32" else 1e-2, atol=1e-5)
+    assert not any(name.startswith("_orig_mod") for name in captured.state_dict()["generator"])
+    torch._dynamo.reset()
+
+
+def test_compilation_is_for_long_fits(monkeypatch):
+    calls = []
+
+    def compile_networks(trainer):
+        calls.append(trainer)
+
+    monkeypatch.setattr(Trainer, "_compile_networks", compile_networks)
+    for compile_, steps, expected in [("auto", 20_000, 1), ("auto", 19_999, 0), ("graph", 20_000, 0)]:
+        calls.clear()
+        trainer = trainer_of(captured=True, compile=compile_)
+        list(trainer.fit(batches(2), steps))
+        assert len(calls) == expected
+
+
+def test_compiling_is_for_gpus(caplog):
+    trainer_of(captured=False, compile="full")
+    assert "compile='full' is for CUDA devices: on cpu, steps run as they are" in caplog.text
+    with pytest.raises(ValueError, match="compile must be one of auto, off, graph, full, got 'fast'"):
+        trainer_of(captured=False, compile="fast")
