@@ -17,7 +17,8 @@ from rich.console import Console
 
 import dcgan
 from dcgan.allocator import keep_memory
-from dcgan.recipe import SIZE, WHOLE, Precision, Recipe
+from dcgan.architectures import Architecture
+from dcgan.recipe import SIZE, WHOLE, Compile, Precision, Recipe
 from dcgan.terminal import RunError, UsageError, breakdowns, failures, mistakes, progress_bar, say
 from dcgan.training import describe, dry_run_of, recipe_file, train_to_the_end
 
@@ -253,42 +254,61 @@ def export(
 @app.command
 def bench(
     *,
+    suite: Annotated[bool, _FLAG] = False,
+    architecture: Architecture = "tutorial",
     image_size: int = 64,
     channels: int = 3,
     base_channels: int = 64,
     batch_size: int = 128,
+    samples: int = 1024,
     repeats: int = 5,
     precision: Precision = "fp32",
+    compile: Compile = "auto",  # noqa: A002 - as in Trainer
     device: str = "auto",
+    work: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
-    """Time a training step and sampling on this machine, beside the loop of the public tutorial, in turn.
+    """Time training, reading, sampling and loading on this machine, beside the loop of the public tutorial, in turn.
 
     Args:
+        suite: Go through the sizes, batches and networks that the documentation shows; half an hour on two cores.
+        architecture: Published network.
         image_size: Side of the images in pixels.
         channels: Image channels.
         base_channels: Width of both networks next to the image.
         batch_size: Images a batch.
+        samples: Images to sample, and to write.
         repeats: Rounds; the medians are reported.
-        precision: Arithmetic of our step: fp32, bf16 or fp16. The tutorial's is fp32, as published.
+        precision: Arithmetic of our side: fp32, bf16 or fp16. The tutorial's is fp32, as published.
+        compile: What makes our steps faster on a CUDA device, as for train.
         device: Such as cpu, cuda or mps; auto takes the best there is.
+        work: What to time: step, epoch, overhead, serve, sample, generate, archive, load, load_file, start; else all.
         as_json: Print JSON.
     """
-    from dcgan.benchmark import benchmark, table
+    from dcgan.benchmark import SUITE, WORKS, benchmark, table
 
     with mistakes(), breakdowns():
         from dcgan.build import device_named
 
-        report = benchmark(
-            image_size=image_size,
-            channels=channels,
-            base_channels=base_channels,
-            batch_size=batch_size,
-            repeats=repeats,
-            precision=precision,
-            device=device_named(device),
-        )
-    say(json.dumps(report, indent=2) if as_json else table(report))
+        options: dict[str, Any] = {
+            "architecture": architecture,
+            "image_size": image_size,
+            "channels": channels,
+            "base_channels": base_channels,
+            "batch_size": batch_size,
+            "samples": samples,
+            "repeats": repeats,
+            "precision": precision,
+            "compile": compile,
+            "device": device_named(device),
+            "works": work or WORKS,
+        }
+        for setting in SUITE if suite else ({},):
+            try:
+                report = benchmark(**options | setting)
+            except RuntimeError as error:
+                raise RunError(str(error)) from error
+            say(json.dumps(report, indent=2) if as_json else table(report) + "\n")
     return 0
 
 

@@ -45,7 +45,7 @@ ORDER = [
         "trainer",
         "recipe",
     ),
-    *("generate", "build", "run", "benchmark", "terminal", "training", "cli", "__main__"),
+    *("generate", "build", "run", "contestant", "benchmark", "terminal", "training", "cli", "__main__"),
 ]
 
 
