@@ -81,7 +81,8 @@ def load(
         classes: For lsun, its categories, such as `["bedroom"]`, short for `"bedroom_train"`.
         cache: Keep a packed file. Without, images are decoded whenever they are asked for, to the same bytes.
         cache_dir: Where packed files live, by default `cache_folder()`.
-        workers: Threads that decode, by default one per core; 0 decodes a stream in the thread that asks.
+        workers: Threads that decode, by default one per core, each with a process of its own while a large packed
+            file is made; 0 decodes a stream in the thread that asks.
         skip_bad: Leave unreadable images out, and record them, instead of raising.
         progress: Called as `progress(done, total)`, from this thread, while a packed file is made.
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from dcgan.decoding import Decoder
 from dcgan.files import replacing
+from dcgan.helpers import Helpers
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ Result = TypeVar("Result")
 
 _DISK_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _VERSION = 1  # part of every key: raise it when the same source is decoded to other bytes
+_MANY = 2048  # images, for which it pays to start processes
 _CHUNK_BYTES = 2**22  # decoded by one thread at a time: few hand-overs, yet little memory whatever the image size
 
 
@@ -86,7 +88,7 @@ def pack(folder: Path, decoder: Decoder, workers: int, progress: Progress | None
     Args:
         folder: Where packed files live.
         decoder: What to pack.
-        workers: Threads that decode.
+        workers: Threads that decode, each with a process of its own where there is much to do.
         progress: Called as `progress(done, total)` while the file is made.
         skip_bad: Leave unreadable images out, and record them.
 
@@ -156,9 +158,9 @@ def _build(path: Path, decoder: Decoder, workers: int, progress: Progress | None
     try:
         with temporary.open("wb") as file:
             _write_header(file, (total, *decoder.shape))
-            # Threads, since Pillow decodes outside the interpreter's lock: nothing to fork or pickle.
-            with ThreadPoolExecutor(max(workers, 1)) as pool, _quiet_pillow():
-                decoded = ahead(pool, decoder, chunks, depth=2 * workers)
+            with Helpers(decoder) as helpers, ThreadPoolExecutor(max(workers, 1)) as pool, _quiet_pillow():
+                decode = helpers if workers > 1 and total >= _MANY else decoder
+                decoded = ahead(pool, decode, chunks, depth=2 * workers)
                 for chunk, (images, failed) in zip(chunks, decoded, strict=True):
                     failures += failed
                     file.write(images.data)

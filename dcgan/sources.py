@@ -11,14 +11,14 @@ import hashlib
 import os
 import tarfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
     from types import ModuleType
 
@@ -80,6 +80,12 @@ class Source:
         item = self.items[index]
         return item if isinstance(item, str) else f"{self.name}[{index}]"
 
+    def part(self, indices: Iterable[int]) -> Source:
+        """Return the source with some of its images only, under their indices, for another process."""
+        part = replace(self, read=_nothing, remedy="")
+        part.__dict__["items"] = {index: self.items[index] for index in indices}
+        return part
+
     def fingerprint(self) -> str:
         """Digest every file's path, size and time, so that a changed set is not taken for the old one."""
         if not all((self.root / part).exists() for part in self.parts):
@@ -96,6 +102,10 @@ class Source:
                 else:
                     digest.update(os.fsencode(f"{file}\0{status.st_size} {status.st_mtime_ns}\0"))
         return digest.hexdigest()
+
+
+def _nothing(_: Path) -> Items:
+    return ()
 
 
 def find(name: str, root: Path, classes: Sequence[str] = ()) -> Source:

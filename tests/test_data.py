@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 import urllib.error
 import urllib.request
 import zlib
@@ -937,3 +938,82 @@ def test_batches_on_a_gpu_equal_those_on_the_host(tmp_path, monkeypatch, fits, f
     for batch, expected in itertools.islice(zip(there, data.Batches(images, 7, seed=3, flip=flip), strict=False), 300):
         assert batch.is_cuda
         assert torch.equal(batch.cpu(), expected)
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """Forty pictures, which count as many, and one that is none."""
+    monkeypatch.setattr(packing, "_MANY", 10)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).save(folder / f"{index:02d}.png")
+    (folder / "20.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def children():
+    lines = subprocess.run(["pgrep", "-f", "dcgan.helpers"], capture_output=True, text=True, check=False).stdout
+    return lines.split()
+
+
+def test_processes_decode_what_threads_do(many, tmp_path):
+    alone = data.load("folder", root=many, image_size=8, cache_dir=tmp_path / "a", workers=1, skip_bad=True)
+    helped = data.load("folder", root=many, image_size=8, cache_dir=tmp_path / "b", workers=2, skip_bad=True)
+    assert helped.path.read_bytes() == alone.path.read_bytes()
+    assert (
+        helped.skipped
+        == alone.skipped
+        == [(str(many / "20.jpg"), "is not of a known format (JPEG, PNG, WEBP, BMP, TIFF)")]
+    )
+    assert not children()
+
+
+def test_arrays_are_decoded_by_processes_too(tmp_path, monkeypatch):
+    alone = data.load("digits", image_size=16, cache_dir=tmp_path / "a", workers=1)
+    monkeypatch.setattr(packing, "_MANY", 10)
+    helped = data.load("digits", image_size=16, cache_dir=tmp_path / "b", workers=2)
+    assert helped.path.read_bytes() == alone.path.read_bytes()
+
+
+def test_processes_heed_what_the_program_has_set_in_pillow(many, tmp_path, monkeypatch):
+    with monkeypatch.context() as changed:
+        changed.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+        with pytest.raises(data.BadImages, match="has 12x9 pixels, more than Image.MAX_IMAGE_PIXELS = 60"):
+            data.load("folder", root=many, image_size=8, cache_dir=tmp_path, workers=2)
+    assert not children()
+
+
+def test_a_process_that_is_killed_is_done_without(many, tmp_path, monkeypatch, caplog):
+    def kill(done, total):
+        subprocess.run(["pkill", "-KILL", "-f", "dcgan.helpers"], check=False)
+
+    monkeypatch.setattr(packing, "_CHUNK_BYTES", 2 * 8 * 8 * 3)
+    options = {"root": many, "image_size": 8, "skip_bad": True}
+    killed = data.load("folder", cache_dir=tmp_path / "a", workers=2, progress=kill, **options)
+    alone = data.load("folder", root=many, image_size=8, cache_dir=tmp_path / "b", workers=1, skip_bad=True)
+    assert killed.path.read_bytes() == alone.path.read_bytes()
+    assert "a process that decodes images has ended, and is done without" in caplog.text
+
+
+def test_a_script_needs_no_guard_and_a_killed_one_leaves_no_process(many, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal\n"
+        "from dcgan import data, packing\n"
+        "packing._MANY = 10\n"
+        f"images = data.load('folder', root={str(many)!r}, image_size=8, cache_dir={str(tmp_path / 'a')!r}, workers=2, "
+        "skip_bad=True)\n"
+        "print(len(images))\n"
+        "def die(done, total): os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"data.load('folder', root={str(many)!r}, image_size=6, cache_dir={str(tmp_path / 'b')!r}, workers=2, "
+        "skip_bad=True, progress=die)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGKILL, "40\n", "")
+    for _ in range(100):
+        if not children():
+            break
+        time.sleep(0.05)
+    assert not children()

@@ -31,6 +31,7 @@ ORDER = [
     ),
     *(
         "decoding",
+        "helpers",
         "packing",
         "data",
         "card",
