@@ -6,9 +6,10 @@ A graph launches them all at once.
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class Recording(Protocol):
 
 
 Recorder = Callable[[Callable[[], None]], Recording]
+Beside = Callable[[bool], AbstractContextManager[list[str]]]
 
 
 class Captured:
@@ -41,10 +43,11 @@ class Captured:
     Args:
         work: Returns scalars by name.
         record: Makes a recording of a function without executing it.
-        beside: Context in which calls before a recording run.
+        beside: Context of calls before a recording. Told whether the next is to be one, it yields a list of what will
+            stand in its way.
     """
 
-    def __init__(self, work: Work, record: Recorder, beside: Callable[[], Any]):
+    def __init__(self, work: Work, record: Recorder, beside: Beside):
         self._work, self._record, self._beside = work, record, beside
         self._calls: dict[Hashable, int] = {}
         self._began = 0.0
@@ -54,10 +57,13 @@ class Captured:
     def __call__(self, kind: Hashable, *tensors: Tensor) -> dict[str, Tensor]:
         """Compute `work(kind, *tensors)`."""
         key = (kind, *((tensor.shape, tensor.dtype) for tensor in tensors))
-        if key not in self._replays and not self._recorded(key, kind, tensors):
-            with self._beside():
-                return self._work(kind, *tensors)
-        return self._replays[key](tensors)
+        if key in self._replays or self._recorded(key, kind, tensors):
+            return self._replays[key](tensors)
+        with self._beside(self._calls.get(key) == _WARM_UP) as obstacles:
+            results = self._work(kind, *tensors)
+        if obstacles:
+            self._refuse(obstacles[0])
+        return results
 
     def forget(self) -> None:
         """Drop all recordings: something they read or write has moved."""
@@ -65,6 +71,7 @@ class Captured:
 
     def _recorded(self, key: Hashable, kind: Hashable, tensors: tuple[Tensor, ...]) -> bool:
         if self._refused:
+            self._calls = {}
             return False
         if len(self._calls) > 100 * _MOST:
             self._calls = {}  # kinds that never come back, such as those of a changing learning rate
@@ -116,22 +123,50 @@ def on_cuda(work: Work, device: torch.device, rng: torch.Generator) -> Captured:
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it without types
 
     @contextmanager
-    def beside() -> Iterator[None]:
+    def beside(last: bool) -> Iterator[list[str]]:  # noqa: FBT001
         # On the stream that is captured later, so that what autograd and the libraries tie to a stream is tied to it.
+        noting: AbstractContextManager[list[str]] = _noted_waits() if last else nullcontext([])
         stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream), fastest_convolutions():
-            yield
+        with torch.cuda.stream(stream), fastest_convolutions(), noting as waits:
+            yield waits
         torch.cuda.current_stream(device).wait_stream(stream)
 
     def record(body: Callable[[], None]) -> Recording:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(rng)
-        # Other threads may go on to pin and copy batches meanwhile.
-        with fastest_convolutions(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            body()
+        try:
+            with (
+                torch.cuda.stream(torch.cuda.current_stream(device)),  # so that it is that again after a failure, too
+                fastest_convolutions(),
+                # Other threads may go on to pin and copy batches meanwhile.
+                torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+            ):
+                body()
+        except RuntimeError:
+            # A failed capture leaves the generator waiting for its end: give it a state that is not.
+            rng.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+            raise
         return graph
 
     return Captured(work, record, beside)
+
+
+@contextmanager
+def _noted_waits() -> Iterator[list[str]]:
+    """Note where work waits for the device, which no graph can: better known before a capture than by its failure."""
+    before, waits = torch.cuda.get_sync_debug_mode(), []  # type: ignore[var-annotated]
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield waits
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    for warning in caught:
+        if "synchronizing" in str(warning.message):
+            waits.append(f"{warning.filename}, line {warning.lineno}, waits for the device")
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 @contextmanager

@@ -5,8 +5,7 @@ Shapes: N batch, Z latent length, K channels, H×W image size.
 
 import copy
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from dcgan import optimizing
 from dcgan.augment import AUGMENTATIONS, augment
 from dcgan.capture import on_cuda
 from dcgan.images import from_uint8
@@ -150,7 +150,7 @@ class Trainer(Generic[G, D]):
         adam |= {"fused": True, "capturable": cuda}
         self.g_optimizer = g_optimizer or Adam(generator.parameters(), **adam)
         self.d_optimizer = d_optimizer or Adam(discriminator.parameters(), **adam)
-        self._lay_out_like_weights()
+        optimizing.lay_out_like_weights(self.g_optimizer, self.d_optimizer)
         # Each network has its own scale: an overflow of one must not hold back the other.
         scaled = precision == "fp16"
         self.g_scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
@@ -186,7 +186,9 @@ class Trainer(Generic[G, D]):
         if self._captured is None:
             metrics = self._update(self._turns(), real, z)
         else:
-            metrics = self._captured((*self._turns(), *self._constants()), real, z)
+            metrics = self._captured(
+                (*self._turns(), *optimizing.settings(self.g_optimizer, self.d_optimizer)), real, z
+            )
         self.steps += 1
         return metrics
 
@@ -238,24 +240,21 @@ class Trainer(Generic[G, D]):
             ValueError: If the state has other parts than this trainer, or one of them does not fit; the trainer is
                 then what it was.
         """
-        parts, before, modes = self._stateful(), copy.deepcopy(self.state_dict()), self._optimizer_modes()
+        parts, before = self._stateful(), copy.deepcopy(self.state_dict())
         if state.keys() != parts.keys() | {"steps", "seed"}:
             odd = sorted(state.keys() ^ (parts.keys() | {"steps", "seed"}))
             raise ValueError(f"the state is not of a trainer like this one: {', '.join(odd)} on one side only")
-        for name, part in parts.items():
-            try:
-                part.load_state_dict(state[name])
-            except (RuntimeError, ValueError, KeyError) as error:
-                for whole, kept in parts.items():
-                    kept.load_state_dict(before[whole])
-                raise ValueError(f"the state does not fit the {name}: {error}") from error
-        self.steps, self.seed = state["steps"], state["seed"]
-        for group, mode in zip(self._groups(), modes, strict=True):
-            group.update(mode)  # how updates are computed is a matter of this device, not of the state's
-        self._lay_out_like_weights()
-        self._first_bad.fill_(-1)
         if self._captured is not None:
             self._captured.forget()
+        for name, part in parts.items():
+            try:
+                _load(part, state[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                for whole, kept in parts.items():
+                    _load(kept, before[whole])
+                raise ValueError(f"the state does not fit the {name}: {error}") from error
+        self.steps, self.seed = state["steps"], state["seed"]
+        self._first_bad.fill_(-1)
 
     def _stateful(self) -> dict[str, Any]:
         names = ["generator", "discriminator", "g_optimizer", "d_optimizer"]
@@ -263,34 +262,12 @@ class Trainer(Generic[G, D]):
         names += ["g_scaler", "d_scaler"] if self.g_scaler.is_enabled() else []
         return {name: getattr(self, name) for name in names}
 
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.g_optimizer.param_groups + self.d_optimizer.param_groups
-
-    def _optimizer_modes(self) -> list[dict[str, Any]]:
-        names = ("fused", "capturable", "foreach", "differentiable")
-        return [{name: group[name] for name in names if name in group} for group in self._groups()]
-
-    def _lay_out_like_weights(self) -> None:
-        # Fused optimisers walk weights and moments side by side in memory, whatever the strides of either.
-        for optimizer in (self.g_optimizer, self.d_optimizer):
-            for parameter, moments in optimizer.state.items():
-                for name, value in moments.items():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-                    elif isinstance(value, Tensor):
-                        moments[name] = value.clone()  # a loaded one may still be another optimiser's
-
     def _turns(self) -> tuple[bool, bool]:
         """Say whether this step trains the discriminator and whether it trains the generator."""
         if self._schedule == "alternate":
             generators_turn = self.steps % (self._d_steps + 1) == 0
             return not generators_turn, generators_turn
         return True, (self.steps + 1) % self._d_steps == 0
-
-    def _constants(self) -> Iterator[Hashable]:
-        """Yield what a recorded step has fixed: the optimisers' settings, but for those that are tensors."""
-        for group in self._groups():
-            yield from (value for name, value in group.items() if name != "params" and not isinstance(value, Tensor))
 
     def _compile_networks(self) -> None:
         if self._captured is None:
@@ -332,17 +309,17 @@ class Trainer(Generic[G, D]):
                 d_loss = d_loss + self._gradient_penalty * penalty
             if self._r1:
                 d_loss = d_loss + self._r1 * r1_penalty(judge, real)
-        _descend(self.d_optimizer, self.d_scaler, d_loss)
+        optimizing.descend(self.d_optimizer, self.d_scaler, d_loss)
         score = self.loss.score
         return {"d_loss": d_loss, "d_real": score(d_real).mean(), "d_fake": score(d_fake).mean()}
 
     def _update_generator(self, fake: Tensor) -> dict[str, Tensor]:
         # The discriminator is fixed here: gradients of its weights would be computed only to be thrown away.
-        with frozen(self.discriminator):
+        with optimizing.frozen(self.discriminator):
             with self._mixed():
                 d_fake = self._judge(fake)  # (N,)
             g_loss = self.loss.generator(d_fake)
-            _descend(self.g_optimizer, self.g_scaler, g_loss)
+            optimizing.descend(self.g_optimizer, self.g_scaler, g_loss)
         return {"g_loss": g_loss}
 
     def _judge(self, images: Tensor, *, differentiated_twice: bool = False) -> Tensor:
@@ -395,24 +372,11 @@ _SMOOTHABLE = [
 ]
 
 
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Take a network's parameters out of the gradient for a while; each is then as it was."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad = False
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad = True
-
-
-def _descend(optimizer: Optimizer, scaler: torch.amp.GradScaler, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward without types
-    scaler.step(optimizer)
-    scaler.update()
+def _load(part: Any, state: dict[str, Any]) -> None:
+    if isinstance(part, Optimizer):
+        optimizing.load(part, state)
+    else:
+        part.load_state_dict(state)
 
 
 def _lookup(name: str, value: str, choices: dict[str, Any]) -> Any:

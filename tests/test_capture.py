@@ -35,7 +35,7 @@ def trainer_of(*, captured, d_norm="batch", **options):
     generator, discriminator = Generator(latent_dim=4, **small), Discriminator(norm=d_norm, **small)
     trainer = Trainer(generator, discriminator, seed=5, **options)
     if captured:
-        trainer._captured = Captured(trainer._update, recorder(trainer), nullcontext)
+        trainer._captured = Captured(trainer._update, recorder(trainer), lambda last: nullcontext([]))
     return trainer
 
 
@@ -145,6 +145,23 @@ def test_a_step_that_waits_for_the_device_runs_as_it_is_and_that_is_said_once(ca
     for ours, theirs in zip(trainer.generator.parameters(), plain.generator.parameters(), strict=True):
         assert torch.isfinite(ours).all()
         assert ours.shape == theirs.shape
+
+
+def test_a_step_that_was_seen_to_wait_is_never_recorded(caplog):
+    trainer = trainer_of(captured=True)
+    asked = []
+
+    def beside(last):
+        asked.append(last)
+        return nullcontext(["train.py, line 7, waits for the device"] if last else [])
+
+    trainer._captured._beside = beside
+    for real in batches(6):
+        trainer.step(real)
+    assert asked == [False, False, True, False, False, False]
+    assert not trainer._captured._replays
+    (record,) = caplog.records
+    assert record.getMessage().endswith("cannot be captured: train.py, line 7, waits for the device")
 
 
 def test_divergence_is_found_at_its_step():

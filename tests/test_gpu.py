@@ -106,6 +106,47 @@ def test_captured_steps_do_not_wait_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
+class Waiting(torch.optim.SGD):
+    """An optimiser that reads its first gradient."""
+
+    def step(self, closure=None):
+        self.param_groups[0]["params"][0].grad.sum().item()
+        return super().step(closure)
+
+
+def test_a_step_that_waits_for_the_device_is_not_captured_and_trains_all_the_same(caplog):
+    generator, discriminator = pair("cuda")
+    trainer = Trainer(generator, discriminator, g_optimizer=Waiting(generator.parameters(), lr=1e-3))
+    for _ in range(6):
+        trainer.step(pixels())
+    assert not trainer._captured._replays
+    (record,) = caplog.records
+    assert "test_gpu.py, line" in record.getMessage()
+    assert "waits for the device" in record.getMessage()
+    trainer.check()
+
+
+def test_a_capture_that_fails_leaves_training_as_it_was(caplog, monkeypatch):
+    trainer, plain = trainer_of(), trainer_of(compile="off")
+    update = trainer._captured._work
+
+    def failing(*arguments):
+        metrics = update(*arguments)
+        if torch.cuda.is_current_stream_capturing():
+            metrics["d_loss"].item()
+        return metrics
+
+    trainer._captured._work = failing
+    for _ in range(6):
+        real = pixels()
+        metrics, expected = trainer.step(real), plain.step(real)
+    assert "cannot be captured" in caplog.text
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    for name, value in expected.items():
+        torch.testing.assert_close(metrics[name], value, rtol=0.1, atol=0.1)
+    trainer.check()
+
+
 def test_a_loaded_state_is_gone_on_with():
     trainer, other = trainer_of(), trainer_of()
     for _ in range(6):

@@ -24,6 +24,7 @@ ORDER = [
         "augment",
         "images",
         "capture",
+        "optimizing",
         "architectures",
         "arguments",
         "checkpoint",

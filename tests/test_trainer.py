@@ -10,7 +10,7 @@ from torch import nn
 from dcgan import Discriminator, Generator, Trainer
 from dcgan.latent import seed_of
 from dcgan.losses import LOSSES
-from dcgan.trainer import frozen
+from dcgan.optimizing import frozen
 
 TINY = {"image_size": 16, "channels": 1, "base_channels": 4}
 
