@@ -151,6 +151,16 @@ def on_cuda(work: Work, device: torch.device, rng: torch.Generator) -> Captured:
     return Captured(work, record, beside)
 
 
+def can_compile(device: torch.device) -> bool:
+    """Tell whether `torch.compile` has all it needs for a device, such as Triton and a C compiler; say so if not."""
+    try:
+        torch.compile(torch.sin)(torch.ones(8, device=device))
+    except Exception as error:  # noqa: BLE001 - what is missing decides what is raised
+        logger.warning("the networks are not compiled: %s", str(error).strip().splitlines()[0])
+        return False
+    return True
+
+
 @contextmanager
 def _noted_waits() -> Iterator[list[str]]:
     """Note where work waits for the device, which no graph can: better known before a capture than by its failure."""

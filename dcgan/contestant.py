@@ -258,10 +258,11 @@ class Ours(Side):
         side = 8192 if self.device.type == "cuda" else 2048
         matrix = torch.randn(side, side, device=self.device, dtype=self.dtype)
         layout = torch.channels_last
-        images = torch.randn(128, 128, 16, 16, device=self.device, dtype=self.dtype).to(memory_format=layout)
+        n = 2048 if self.device.type == "cuda" else 128
+        images = torch.randn(n, 128, 16, 16, device=self.device, dtype=self.dtype).to(memory_format=layout)
         kernels = torch.randn(256, 128, 4, 4, device=self.device, dtype=self.dtype).to(memory_format=layout)
         matmul = 2 * side**3 / self._best(lambda: matrix @ matrix)
-        conv = 2 * 128 * 256 * 8 * 8 * 128 * 16 / self._best(lambda: conv2d(images, kernels, stride=2, padding=1))
+        conv = 2 * n * 256 * 8 * 8 * 128 * 16 / self._best(lambda: conv2d(images, kernels, stride=2, padding=1))
         return {**facts, "matmul": matmul, "conv": conv}
 
     def _best(self, work: Callable[[], object]) -> float:

@@ -3,6 +3,7 @@
 Shapes: B images of a batch, K channels, H×W pixels.
 """
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,7 +39,8 @@ def write_images(
         generator: Where they come from.
         out: A folder, for `000000.png` and so on; or the name of an archive: a `.zip` of the same files, or a `.npz`
             that holds them as `arr_0`, uint8 `(n, H, W, K)`, the form in which evaluation suites take samples. Files
-            of the same names are replaced, each whole or not at all; `clashes` tells which there are.
+            of the same names are replaced; `clashes` tells which there are. An archive is whole or not there; of a
+            folder, a kill may leave the files unfinished that are just being written.
         n: Number of images.
         seed: As in `Generator.sample`, like the rest.
         start: Index of the first image.
@@ -46,15 +48,9 @@ def write_images(
         dtype: What to compute in.
     """
     options = {"seed": seed, "start": start, "batch_size": batch_size, "dtype": dtype}
-    if out.suffix == ".npz":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return _write_npz(out, generator, n, options)
-    files = _encoded(generator, n, options)
-    if out.suffix == ".zip":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return _write_zip(out, files)
-    out.mkdir(parents=True, exist_ok=True)
-    return _write_folder(out, files)
+    (out.parent if out.suffix in ARCHIVES else out).mkdir(parents=True, exist_ok=True)
+    write = {".npz": _write_npz, ".zip": _write_zip}.get(out.suffix, _write_folder)
+    return write(out, generator, n, options)
 
 
 def write_grid(
@@ -97,39 +93,47 @@ def _batches(generator: Generator, n: int, options: dict[str, Any]) -> Iterator[
         yield rearrange(_pixels(generator, batch), "b k h w -> b h w k").contiguous().numpy()
 
 
-def _encoded(generator: Generator, n: int, options: dict[str, Any]) -> Iterator[list[tuple[str, memoryview]]]:
-    """Yield the names and contents of the PNG files, batch by batch."""
+def _write_folder(folder: Path, generator: Generator, n: int, options: dict[str, Any]) -> Iterator[int]:
+    def write(part: list[tuple[int, np.ndarray]]) -> None:
+        for index, pixels in part:
+            _put(folder / _name(index), images.encode_png(pixels, level=1))
 
-    def encode(pixels: np.ndarray) -> list[memoryview]:
-        return [images.encode_png(image, level=1) for image in pixels]
-
-    first = options["start"]
-    with ThreadPoolExecutor() as pool:
+    done, threads = 0, torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
         for batch in _batches(generator, n, options):
-            # zlib works outside the interpreter's lock; few large pieces, for each hand-over takes it.
-            parts = pool.map(encode, np.array_split(batch, torch.get_num_threads()))
-            contents = [file for part in parts for file in part]
-            yield [(_name(first + i), file) for i, file in enumerate(contents)]
-            first += len(batch)
-
-
-def _write_folder(folder: Path, files: Iterator[list[tuple[str, memoryview]]]) -> Iterator[int]:
-    done = 0
-    for batch in files:
-        for name, content in batch:
-            with replacing(folder / name, durable=False) as file:  # what can be made again may miss a power cut
-                file.write(content)
-        done += len(batch)
-        yield done
-
-
-def _write_zip(path: Path, files: Iterator[list[tuple[str, memoryview]]]) -> Iterator[int]:
-    done = 0
-    with replacing(path, durable=False) as file, ZipFile(file, "w") as archive:
-        for batch in files:
-            for name, content in batch:
-                archive.writestr(ZipInfo(name), content)  # stored as they are, for PNG is compressed
+            numbered = list(enumerate(batch, options["start"] + done))
+            # Few large parts, for each hand-over takes the interpreter's lock, which zlib and the disk do not.
+            list(pool.map(write, [numbered[i::threads] for i in range(threads)]))
             done += len(batch)
+            yield done
+
+
+def _put(path: Path, content: memoryview) -> None:
+    # In place: to write a new file and rename it takes half as long again, and these can be made again.
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a full disk does not say
+        raise
+
+
+def _write_zip(path: Path, generator: Generator, n: int, options: dict[str, Any]) -> Iterator[int]:
+    def encode(part: np.ndarray) -> list[memoryview]:
+        return [images.encode_png(pixels, level=1) for pixels in part]
+
+    done, threads = 0, torch.get_num_threads()
+    with (
+        replacing(path, durable=False) as file,
+        ZipFile(file, "w") as archive,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        for batch in _batches(generator, n, options):
+            for content in itertools.chain(*pool.map(encode, np.array_split(batch, threads))):
+                # Stored as they are, for PNG is compressed.
+                archive.writestr(ZipInfo(_name(options["start"] + done)), content)
+                done += 1
             yield done
 
 

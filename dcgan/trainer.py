@@ -16,7 +16,7 @@ from torch.optim import Adam, Optimizer
 
 from dcgan import optimizing
 from dcgan.augment import AUGMENTATIONS, augment
-from dcgan.capture import on_cuda
+from dcgan.capture import can_compile, on_cuda
 from dcgan.images import from_uint8
 from dcgan.latent import Distribution, draw, seed_of
 from dcgan.losses import (
@@ -272,6 +272,8 @@ class Trainer(Generic[G, D]):
     def _compile_networks(self) -> None:
         if self._captured is None:
             logger.warning("compile='full' is for CUDA devices: on %s, steps run as they are", self.device)
+            return
+        if not can_compile(self.device):
             return
         # As functions beside the networks, which stay what they are to all others.
         self._generate = torch.compile(self.generator, dynamic=False)

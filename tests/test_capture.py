@@ -203,6 +203,21 @@ def test_compiled_networks_give_the_same_step(precision, monkeypatch):
     torch._dynamo.reset()
 
 
+def test_where_nothing_can_be_compiled_training_goes_on(monkeypatch, caplog):
+    def broken(function, **options):
+        raise RuntimeError("Cannot find a working triton installation\nMore of it")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    captured, plain = trainer_of(captured=True), trainer_of(captured=False)
+    captured._compile_networks()
+    for real in batches(6):
+        captured.step(real)
+        plain.step(real)
+    assert_same(captured, plain)
+    assert "the networks are not compiled: Cannot find a working triton installation" in caplog.text
+    assert "More of it" not in caplog.text
+
+
 def test_compilation_is_for_long_fits(monkeypatch):
     calls = []
 

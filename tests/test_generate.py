@@ -1,6 +1,8 @@
 """Images as files: the same ones whatever the batches, and nothing overwritten unasked."""
 
 import io
+import subprocess
+import sys
 from zipfile import ZipFile
 
 import numpy as np
@@ -203,3 +205,14 @@ def test_images_in_bfloat16_are_close(model, tmp_path):
         assert generate(model, "-n", 6, "--precision", precision, "--out", tmp_path / f"{precision}.npz") == 0
     pixels = [np.load(tmp_path / f"{precision}.npz")["arr_0"].astype(int) for precision in ("fp32", "bf16")]
     assert np.abs(pixels[0] - pixels[1]).mean() < 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs ulimit")
+def test_a_disk_that_is_full_is_said_and_leaves_no_half_a_file(model, out):
+    command = f"ulimit -f 0; exec {sys.executable} -m dcgan generate {model} -n 3 --out {out}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert ".png" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert contents(out) == {}
