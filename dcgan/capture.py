@@ -164,18 +164,19 @@ def can_compile(device: torch.device) -> bool:
 @contextmanager
 def _noted_waits() -> Iterator[list[str]]:
     """Note where work waits for the device, which no graph can: better known before a capture than by its failure."""
-    before, waits = torch.cuda.get_sync_debug_mode(), []  # type: ignore[var-annotated]
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    waits: list[str] = []
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
             yield waits
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
     for warning in caught:
-        if "synchronizing" in str(warning.message):
+        if "called a synchronizing CUDA operation" in str(warning.message):
             waits.append(f"{warning.filename}, line {warning.lineno}, waits for the device")
-        else:
+        elif "Synchronization debug mode is a prototype" not in str(warning.message):  # which it says of itself
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 

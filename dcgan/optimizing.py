@@ -1,6 +1,6 @@
 """What a training step asks of optimisers beside their updates."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,11 +30,12 @@ def frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad = True
 
 
-def settings(*optimizers: Optimizer) -> Iterator[Hashable]:
-    """Yield all settings, such as learning rates, but those that are tensors."""
+def settings(*optimizers: Optimizer) -> Iterator[str]:
+    """Yield all settings, such as learning rates, as text, but those that are tensors."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            yield from (value for name, value in group.items() if name != "params" and not isinstance(value, Tensor))
+            plain = (value for name, value in group.items() if name != "params" and not isinstance(value, Tensor))
+            yield from map(repr, plain)
 
 
 def load(optimizer: Optimizer, state: dict[str, Any]) -> None:

@@ -6,13 +6,15 @@ on; tests/test_gpu.py compares the real ones.
 
 import copy
 import logging
+import re
+import warnings
 from contextlib import nullcontext
 
 import pytest
 import torch
 from recorder import recorder, tensors_of
 
-from dcgan import Discriminator, Generator, Trainer
+from dcgan import Discriminator, Generator, Trainer, capture
 from dcgan.capture import Captured
 
 OPTIONS = [
@@ -112,6 +114,16 @@ def test_a_new_learning_rate_is_obeyed():
     assert_same(captured, plain)
 
 
+def test_settings_of_any_kind_are_told_apart():
+    captured, plain = trainer_of(captured=True), trainer_of(captured=False)
+    for trainer in (captured, plain):
+        trainer.d_optimizer.param_groups[0]["betas"] = [0.5, 0.999]
+        for real in batches(6):
+            trainer.step(real)
+    assert len(captured._captured._replays) == 1
+    assert_same(captured, plain)
+
+
 def test_a_learning_rate_that_changes_at_every_step_is_never_recorded():
     captured, plain = trainer_of(captured=True), trainer_of(captured=False)
     for index, real in enumerate(batches(20)):
@@ -162,6 +174,26 @@ def test_a_step_that_was_seen_to_wait_is_never_recorded(caplog):
     assert not trainer._captured._replays
     (record,) = caplog.records
     assert record.getMessage().endswith("cannot be captured: train.py, line 7, waits for the device")
+
+
+def test_waits_are_noted_with_their_place_and_other_warnings_passed_on(monkeypatch):
+    modes = ["default"]
+
+    def set_mode(mode):
+        modes.append(mode)
+        warnings.warn("Synchronization debug mode is a prototype feature and does not yet detect all", stacklevel=2)
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with capture._noted_waits() as waits:
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["something else"]
+    (wait,) = waits
+    assert re.search(r"test_capture.py, line \d+, waits for the device$", wait)
+    assert modes == ["default", "warn", "default"]
 
 
 def test_divergence_is_found_at_its_step():
