@@ -122,7 +122,7 @@ def generate(
         start: Index of the first image within the seed.
         grid: Write one picture of all, grid.png, instead.
         force: Replace files that are there.
-        batch_size: Images computed at once; by default 64, and 256 on a GPU.
+        batch_size: Images computed at once; by default as many as make a million pixels, at most 256.
         precision: Arithmetic of the network: fp32, bf16 or fp16.
         device: Such as cpu, cuda or mps; auto takes the best there is.
     """
@@ -137,7 +137,7 @@ def generate(
                 raise UsageError(f"{name} must be at least {least}, got {value}")
         keep_memory()
         from dcgan.build import device_named
-        from dcgan.generate import ARCHIVES, clashes, write_grid, write_images
+        from dcgan.generate import ARCHIVES, clashes, megapixel, write_grid, write_images
         from dcgan.models import Generator
         from dcgan.trainer import DTYPES
 
@@ -151,6 +151,7 @@ def generate(
             more = f", and {len(there) - 1} more of these files" if there[1:] else ""
             raise UsageError(f"{there[0]} exists{more}: --force replaces what is there")
         generator = Generator.from_pretrained(model, device=device_named(device))
+        batch_size = batch_size or megapixel(generator)
         options: dict[str, Any] = {"seed": seed, "start": start, "batch_size": batch_size, "dtype": DTYPES[precision]}
     with failures():
         if grid:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcgan.allocator import keep_memory
+from dcgan.generate import megapixel, write_images
 from dcgan.models import Discriminator, Generator, weights_init
 from dcgan.trainer import DTYPES, Trainer
 
@@ -185,7 +186,8 @@ class Ours(Side):
         keep_memory()  # as the command line does
         super().__init__(setting)
         self.works |= {name: getattr(self, name) for name in ("archive", "load_file")}
-        self.generator, discriminator = self.networks()
+        networks = self.networks()
+        self.generator, discriminator = cast("Generator", networks[0]), networks[1]
         precision, compile_ = setting["precision"], setting["compile"]
         self.trainer = Trainer(self.generator, discriminator, precision=precision, compile=compile_)
         self.dtype = DTYPES[precision]
@@ -223,13 +225,15 @@ class Ours(Side):
 
     def sample(self) -> int:
         """Compute samples."""
-        return len(self.generator.sample(self.samples, dtype=self.dtype))  # type: ignore[operator]  # a Generator
+        batch_size = megapixel(self.generator)
+        return len(self.generator.sample(self.samples, batch_size=batch_size, dtype=self.dtype))
 
     def _write(self, name: str) -> int:
-        from dcgan.generate import write_images
-
         with TemporaryDirectory(dir=self.folder) as out:
-            *_, done = write_images(self.generator, Path(out, name), self.samples, dtype=self.dtype)  # type: ignore[arg-type]
+            batch_size = megapixel(self.generator)
+            *_, done = write_images(
+                self.generator, Path(out, name), self.samples, batch_size=batch_size, dtype=self.dtype
+            )
         return done
 
     def generate(self) -> int:

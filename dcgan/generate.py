@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from dcgan import images
+from dcgan.arguments import sides
 from dcgan.files import replacing
 from dcgan.models import Generator
 
@@ -67,6 +68,12 @@ def write_grid(
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = sampled(generator, n, seed=seed, start=start, batch_size=batch_size, dtype=dtype)
     images.save_png(path, images.grid(pixels))
+
+
+def megapixel(generator: Generator) -> int:
+    """Return how many images make a million pixels, 16 to 256: the fastest batch where freed memory is kept."""
+    height, width = sides(generator.config)
+    return min(256, max(16, 2**20 // (height * width)))
 
 
 def clashes(out: Path, n: int, *, start: int = 0) -> list[Path]:

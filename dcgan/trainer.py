@@ -201,6 +201,7 @@ class Trainer(Generic[G, D]):
             FloatingPointError: As `check`, which is called every hundred steps.
         """
         if self._compile == "auto" and self._captured and steps - self.steps >= _EARNS_COMPILING:
+            self._compile = "full"
             self._compile_networks()
         for real in islice(batches, max(0, steps - self.steps)):
             yield self.step(real)
@@ -281,7 +282,7 @@ class Trainer(Generic[G, D]):
         self._captured.forget()
         logger.info("compiling the networks: the first steps take about a minute, unless it was done before")
 
-    def _update(self, kind: tuple[bool, ...], real: Tensor, z: Tensor) -> dict[str, Tensor]:
+    def _update(self, kind: tuple[Any, ...], real: Tensor, z: Tensor) -> dict[str, Tensor]:
         """Do all of a step that is computed on the device; `kind` begins with whose turn it is."""
         train_d, train_g, *_ = kind
         real = self._scaled(real)

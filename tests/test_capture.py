@@ -261,6 +261,7 @@ def test_compilation_is_for_long_fits(monkeypatch):
         calls.clear()
         trainer = trainer_of(captured=True, compile=compile_)
         list(trainer.fit(batches(2), steps))
+        list(trainer.fit(batches(2), steps + 2))  # and once only
         assert len(calls) == expected
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dcgan import Generator, cli, images
-from dcgan.generate import clashes, sampled, write_images
+from dcgan.generate import clashes, megapixel, sampled, write_images
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["grey", "colour"])
@@ -216,3 +216,8 @@ def test_a_disk_that_is_full_is_said_and_leaves_no_half_a_file(model, out):
     assert ".png" in done.stderr
     assert "Traceback" not in done.stderr
     assert contents(out) == {}
+
+
+@pytest.mark.parametrize(("size", "count"), [(16, 256), (64, 256), (128, 64), ((128, 256), 32), (512, 16)])
+def test_a_batch_is_a_million_pixels_within_bounds(size, count):
+    assert megapixel(Generator(image_size=size, base_channels=1, max_channels=1)) == count
