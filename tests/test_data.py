@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import itertools
@@ -954,8 +955,13 @@ def many(tmp_path, monkeypatch):
 
 
 def children():
-    lines = subprocess.run(["pgrep", "-f", "dcgan.helpers"], capture_output=True, text=True, check=False).stdout
-    return lines.split()
+    """Return the processes that decode."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            if b"dcgan.helpers" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 def test_processes_decode_what_threads_do(many, tmp_path):
@@ -987,7 +993,8 @@ def test_processes_heed_what_the_program_has_set_in_pillow(many, tmp_path, monke
 
 def test_a_process_that_is_killed_is_done_without(many, tmp_path, monkeypatch, caplog):
     def kill(done, total):
-        subprocess.run(["pkill", "-KILL", "-f", "dcgan.helpers"], check=False)
+        for child in children():
+            os.kill(child, signal.SIGKILL)
 
     monkeypatch.setattr(packing, "_CHUNK_BYTES", 2 * 8 * 8 * 3)
     options = {"root": many, "image_size": 8, "skip_bad": True}
