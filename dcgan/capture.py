@@ -123,7 +123,7 @@ def on_cuda(work: Work, device: torch.device, rng: torch.Generator) -> Captured:
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it without types
 
     @contextmanager
-    def beside(last: bool) -> Iterator[list[str]]:  # noqa: FBT001
+    def beside(last: bool) -> Iterator[list[str]]:  # noqa: FBT001 - its only argument
         # On the stream that is captured later, so that what autograd and the libraries tie to a stream is tied to it.
         noting: AbstractContextManager[list[str]] = _noted_waits() if last else nullcontext([])
         stream.wait_stream(torch.cuda.current_stream(device))

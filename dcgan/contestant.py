@@ -76,7 +76,7 @@ class Tutorial(Side):
         """Build the tutorial's networks layer by layer; of other architectures there is only ours."""
         if self.setting["architecture"] != "tutorial":
             return super().networks()
-        return tuple(network.to(self.device) for network in tutorial_networks(**self.config))  # type: ignore[return-value]
+        return tuple(network.to(self.device) for network in tutorial_networks(**self.config))  # type: ignore[return-value]  # two
 
     def _train(self, real: Tensor) -> None:
         n, device = len(real), self.device

@@ -22,7 +22,7 @@ def export_onnx(network: Pretrained, path: str | os.PathLike[str]) -> Path:
     """
     try:
         import onnx  # noqa: F401 - torch imports both, and says less when they are missing
-        import onnxscript  # noqa: F401
+        import onnxscript  # noqa: F401 - likewise
     except ImportError as error:
         raise ImportError("exporting to ONNX needs onnx and onnxscript: pip install 'dcgan[onnx]'") from error
 
