@@ -191,6 +191,7 @@ class Ours(Side):
         precision, compile_ = setting["precision"], setting["compile"]
         self.trainer = Trainer(self.generator, discriminator, precision=precision, compile=compile_)
         self.dtype = DTYPES[precision]
+        self.options: dict[str, Any] = {"batch_size": megapixel(self.generator), "dtype": self.dtype}
         self.batches: Iterator[Tensor] | None = None
 
     def step(self) -> int:
@@ -225,15 +226,11 @@ class Ours(Side):
 
     def sample(self) -> int:
         """Compute samples."""
-        batch_size = megapixel(self.generator)
-        return len(self.generator.sample(self.samples, batch_size=batch_size, dtype=self.dtype))
+        return len(self.generator.sample(self.samples, **self.options))
 
     def _write(self, name: str) -> int:
         with TemporaryDirectory(dir=self.folder) as out:
-            batch_size = megapixel(self.generator)
-            *_, done = write_images(
-                self.generator, Path(out, name), self.samples, batch_size=batch_size, dtype=self.dtype
-            )
+            *_, done = write_images(self.generator, Path(out, name), self.samples, **self.options)
         return done
 
     def generate(self) -> int:
