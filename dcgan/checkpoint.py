@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dcgan.files import replacing
+from dcgan._files import atomic_write
 
 _NAME = re.compile(r"step-(\d+)\.pt")
 
@@ -30,7 +30,7 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2) -> Pa
     path = folder / f"step-{step:06d}.pt"
     buffer = io.BytesIO()  # writing to a full disk itself, torch hides the OSError behind a RuntimeError
     torch.save(state, buffer)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(buffer.getbuffer())
     others = [other for other in saved(folder) if other != path]
     for old in others[: max(0, len(others) + 1 - keep)]:

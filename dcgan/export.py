@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from dcgan.files import replacing
-from dcgan.hub import Pretrained
-from dcgan.models import Generator, evaluating
+from dcgan._files import atomic_write
+from dcgan.hub._pretrained import Pretrained
+from dcgan.models import Generator, eval_mode
 
 
 def export_onnx(network: Pretrained, path: str | os.PathLike[str]) -> Path:
@@ -29,7 +29,7 @@ def export_onnx(network: Pretrained, path: str | os.PathLike[str]) -> Path:
     inputs, outputs = ("z", "image") if isinstance(network, Generator) else ("image", "logit")
     like = next(network.parameters())
     example = example_input(network).to(like)
-    with evaluating(network), torch.no_grad():
+    with eval_mode(network), torch.no_grad():
         program = torch.onnx.export(
             network,
             (example,),
@@ -43,7 +43,7 @@ def export_onnx(network: Pretrained, path: str | os.PathLike[str]) -> Path:
         raise RuntimeError("torch.onnx.export returned no program")
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as file:
+    with atomic_write(target) as file:
         file.write(program.model_proto.SerializeToString())
     return target
 

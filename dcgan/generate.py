@@ -16,8 +16,8 @@ from einops import rearrange
 from torch import Tensor
 
 from dcgan import images
-from dcgan.arguments import sides
-from dcgan.files import replacing
+from dcgan._config import sides
+from dcgan._files import atomic_write
 from dcgan.models import Generator
 
 ARCHIVES = (".zip", ".npz")
@@ -66,17 +66,17 @@ def write_grid(
 ) -> None:
     """Write the same images as one picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = sampled(generator, n, seed=seed, start=start, batch_size=batch_size, dtype=dtype)
+    pixels = sample_uint8(generator, n, seed=seed, start=start, batch_size=batch_size, dtype=dtype)
     images.save_png(path, images.grid(pixels))
 
 
-def megapixel(generator: Generator) -> int:
+def default_batch_size(generator: Generator) -> int:
     """Return how many images make a million pixels, 16 to 256: the fastest batch where freed memory is kept."""
     height, width = sides(generator.config)
     return min(256, max(16, 2**20 // (height * width)))
 
 
-def clashes(out: Path, n: int, *, start: int = 0) -> list[Path]:
+def existing_files(out: Path, n: int, *, start: int = 0) -> list[Path]:
     """Return the files that `write_images` would replace."""
     if out.suffix in ARCHIVES:
         return [out] if out.exists() else []
@@ -84,7 +84,7 @@ def clashes(out: Path, n: int, *, start: int = 0) -> list[Path]:
     return [out / name for name in map(_name, range(start, start + n)) if name in there]
 
 
-def sampled(generator: Generator, n: int, **options: Any) -> Tensor:
+def sample_uint8(generator: Generator, n: int, **options: Any) -> Tensor:
     """Return generated images as uint8 `(n, K, H, W)`, on the CPU; `options` are those of `Generator.sample`."""
     return torch.cat([_pixels(generator, batch) for batch in generator.sample_batches(n, **options)])
 
@@ -132,7 +132,7 @@ def _write_zip(path: Path, generator: Generator, n: int, options: dict[str, Any]
 
     done, threads = 0, torch.get_num_threads()
     with (
-        replacing(path, durable=False) as file,
+        atomic_write(path, durable=False) as file,
         ZipFile(file, "w") as archive,
         ThreadPoolExecutor(threads) as pool,
     ):
@@ -147,7 +147,7 @@ def _write_zip(path: Path, generator: Generator, n: int, options: dict[str, Any]
 def _write_npz(path: Path, generator: Generator, n: int, options: dict[str, Any]) -> Iterator[int]:
     done = 0
     with (
-        replacing(path, durable=False) as file,
+        atomic_write(path, durable=False) as file,
         ZipFile(file, "w") as archive,
         archive.open(ZipInfo("arr_0.npy"), "w", force_zip64=True) as array,
     ):

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dcgan.files import replacing
+from dcgan._files import atomic_write
 
 
 def to_uint8(images: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
@@ -73,7 +73,7 @@ def save_png(path: Path, image: Tensor) -> None:
     if image.dtype != torch.uint8 or image.dim() != 3 or len(image) not in (1, 3, 4):
         raise ValueError(f"image must be uint8 (1, 3 or 4, H, W), got {tuple(image.shape)} of {image.dtype}")
     pixels = rearrange(image, "k h w -> h w k").cpu().contiguous().numpy()
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(encode_png(pixels))
 
 
@@ -90,7 +90,7 @@ def save_gif(path: Path, frames: Sequence[Path], *, seconds: float = 0.2, last: 
 
     pictures = [Image.open(frame).convert("RGB") for frame in frames]
     milliseconds = [round(seconds * 1000)] * (len(pictures) - 1) + [round(last * 1000)]
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         pictures[0].save(
             file,
             "GIF",

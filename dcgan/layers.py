@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-class PixelToMap(nn.ConvTranspose2d):
+class LatentProjection(nn.ConvTranspose2d):
     """Transposed convolution of 1×1 maps `(N, Z, 1, 1)` to `(N, M, h, w)`, as the one matrix product it is."""
 
     def forward(self, pixel: Tensor) -> Tensor:  # type: ignore[override]
@@ -23,7 +23,7 @@ class PixelToMap(nn.ConvTranspose2d):
         return result if self.bias is None else result + self.bias[:, None, None]
 
 
-class MapToPixel(nn.Conv2d):
+class FullMapConv2d(nn.Conv2d):
     """Convolution of maps with a kernel of their size: `(N, M, h, w)` to `(N, 1, 1, 1)`, as a matrix product."""
 
     def forward(self, map: Tensor) -> Tensor:  # noqa: A002
@@ -33,7 +33,7 @@ class MapToPixel(nn.Conv2d):
         return flat[:, :, None, None]
 
 
-class ImageToMap(nn.Conv2d):
+class SpaceToDepthConv2d(nn.Conv2d):
     """4×4 convolution of stride 2 and padding 1 of an image `(N, K, 2h, 2w)` to `(N, C, h, w)`.
 
     Every 2×2 pixels become one of 4K channels, on which it is a 2×2 convolution of stride 1: the gradient of an image,
@@ -49,7 +49,7 @@ class ImageToMap(nn.Conv2d):
         return F.conv2d(F.pixel_unshuffle(F.pad(image, (1, 1, 1, 1)), 2), weight, self.bias)
 
 
-class MapToImage(nn.ConvTranspose2d):
+class SubPixelConvTranspose2d(nn.ConvTranspose2d):
     """Transposed 4×4 convolution of stride 2 and padding 1 of maps `(N, C, h, w)` to images `(N, K, 2h, 2w)`.
 
     Computed as a 2×2 convolution to 4K channels, one for each of the 2×2 pixels that see the same 2×2 inputs

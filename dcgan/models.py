@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from dcgan._config import pyramid, sides, validate_config
+from dcgan._fusion import fuse_batchnorm
 from dcgan.architectures import ARCHITECTURES, Architecture
-from dcgan.arguments import checked, pyramid, sides
-from dcgan.folding import folded
-from dcgan.hub import Pretrained
-from dcgan.latent import indexed
-from dcgan.layers import ImageToMap, MapToImage, MapToPixel, PixelToMap
+from dcgan.hub._pretrained import Pretrained
+from dcgan.latents import seeded_latents
+from dcgan.layers import FullMapConv2d, LatentProjection, SpaceToDepthConv2d, SubPixelConvTranspose2d
 
 Norm = Literal["batch", "instance", "layer", "none"]
 
@@ -89,7 +89,7 @@ class Generator(_Network):
         latent: Literal["normal", "uniform"] = "normal",
     ):
         super().__init__()
-        self.config = checked(Generator, locals())
+        self.config = validate_config(Generator, locals())
         if stem_norm == "unit" and (stem, norm) != ("linear", "batch"):
             raise ValueError(
                 f"stem_norm 'unit' needs stem 'linear' and norm 'batch', got stem {stem!r} and norm {norm!r}"
@@ -116,7 +116,7 @@ class Generator(_Network):
         act = nn.ReLU(inplace=True) if self.config["stem_activation"] else None
         if self.config["stem"] == "conv":
             pixel = nn.Unflatten(1, (latent_dim, 1, 1))
-            conv = PixelToMap(latent_dim, width, size, bias=bias)
+            conv = LatentProjection(latent_dim, width, size, bias=bias)
             return _sequence(pixel=pixel, conv=conv, norm=_norm(self.config, width), act=act)
         units = width * size[0] * size[1]
         linear, to_map = nn.Linear(latent_dim, units, bias=bias), nn.Unflatten(1, (width, *size))
@@ -129,7 +129,7 @@ class Generator(_Network):
         if self.config["upsample"] == "resize":
             return {"enlarge": nn.Upsample(scale_factor=2), **self._same(c_in, c_out)}
         if kernel == 4 and c_out == self.config["channels"]:
-            return {"conv": MapToImage(c_in, c_out, bias=bias)}
+            return {"conv": SubPixelConvTranspose2d(c_in, c_out, bias=bias)}
         padding = (kernel - 1) // 2
         extra = 2 + 2 * padding - kernel  # what makes the output exactly twice the input: 0 for a 4×4 kernel, else 1
         return {"conv": nn.ConvTranspose2d(c_in, c_out, kernel, 2, padding, extra, bias=bias)}
@@ -214,17 +214,19 @@ class Generator(_Network):
         if seed is None:
             seed = int(torch.randint(2**31, ()))
         dtype = dtype or like.dtype
-        indexed(0, 0, seed=seed, start=start)  # raises where they are negative
+        seeded_latents(0, 0, seed=seed, start=start)  # raises where they are negative
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
         network = self
         if n >= _WORTH_FOLDING or dtype != like.dtype:
-            network = folded(self).to(dtype)
+            network = fuse_batchnorm(self).to(dtype)
 
         def images(first: int) -> Tensor:
             count = min(batch_size, start + n - first)
-            z = indexed(count, self.config["latent_dim"], seed=seed, start=first, distribution=self.config["latent"])
-            with evaluating(network), torch.no_grad():
+            z = seeded_latents(
+                count, self.config["latent_dim"], seed=seed, start=first, distribution=self.config["latent"]
+            )
+            with eval_mode(network), torch.no_grad():
                 return network(z.to(like.device, dtype)).to(like.dtype)  # type: ignore[no-any-return]  # a Tensor
 
         return map(images, range(start, start + n, batch_size))
@@ -271,7 +273,7 @@ class Discriminator(_Network):
         norm_eps: float = 1e-5,
     ):
         super().__init__()
-        self.config = checked(Discriminator, locals())
+        self.config = validate_config(Discriminator, locals())
         sizes, widths = pyramid(self.config)  # S = 64: 64, 32, ..., 4 and C, 2C, 4C, 8C
         padding, odd = (kernel_size - 1) // 2, _odd(kernel_size)
 
@@ -282,7 +284,7 @@ class Discriminator(_Network):
                 layers += [(f"{_name(before)}_conv", same, c_out)]
             c_mid = c_in if convs_per_stage == 1 else c_out
             if kernel_size == 4 and c_mid == channels:
-                halving: nn.Module = ImageToMap(c_mid, c_out, bias=bias)
+                halving: nn.Module = SpaceToDepthConv2d(c_mid, c_out, bias=bias)
             else:
                 halving = nn.Conv2d(c_mid, c_out, kernel_size, 2, padding, bias=bias)
             layers += [(_name(after), halving, c_out)]
@@ -293,7 +295,7 @@ class Discriminator(_Network):
             norm_layer = _norm(self.config, width) if self.blocks else None
             self.blocks[name] = _sequence(conv=conv, norm=norm_layer, act=nn.LeakyReLU(0.2, inplace=True))
         if stem == "conv":
-            self.head = _sequence(conv=MapToPixel(widths[-1], 1, sizes[-1], bias=bias))
+            self.head = _sequence(conv=FullMapConv2d(widths[-1], 1, sizes[-1], bias=bias))
         else:
             units = widths[-1] * sizes[-1][0] * sizes[-1][1]
             self.head = _sequence(flat=nn.Flatten(), linear=nn.Linear(units, 1, bias=bias))
@@ -371,7 +373,7 @@ def from_pretrained(
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
+def eval_mode(network: nn.Module) -> Iterator[None]:
     """Put a network into evaluation mode for a while, then every submodule back into its own."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()

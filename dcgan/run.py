@@ -22,11 +22,11 @@ from typing import Self
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from dcgan import build, checkpoint, data, images
-from dcgan.card import model_card
-from dcgan.files import replacing
-from dcgan.generate import sampled
-from dcgan.latent import indexed
+from dcgan import _build, checkpoint, data, images
+from dcgan._files import atomic_write
+from dcgan.generate import sample_uint8
+from dcgan.hub._card import model_card
+from dcgan.latents import seeded_latents
 from dcgan.models import Discriminator, Generator, from_pretrained
 from dcgan.recipe import Recipe
 from dcgan.trainer import Trainer
@@ -86,15 +86,15 @@ class Run:
             OSError: If the folder cannot be written.
         """
         _expect_empty(folder)
-        device = build.device_named(recipe.device)
-        recipe, generator, discriminator = build.networks(recipe)
-        images = build.images(recipe, progress)
-        trainer = build.trainer(recipe, generator.to(device), discriminator.to(device))
+        device = _build.device_named(recipe.device)
+        recipe, generator, discriminator = _build.networks(recipe)
+        images = _build.images(recipe, progress)
+        trainer = _build.trainer(recipe, generator.to(device), discriminator.to(device))
         _expect_empty(folder)  # packing may have taken minutes
         run = cls(_made(folder, recipe.data), recipe, images, trainer)
         try:
             run._write("recipe.yaml", recipe.to_yaml())
-            generator = run.published()
+            generator = run.ema_generator()
             run.sample(generator)
             run.save(generator)  # so that there is always something to resume
         except BaseException:
@@ -125,10 +125,10 @@ class Run:
             raise FileNotFoundError(f"{folder} has no checkpoint to go on from: start it again in another folder")
         stored = Recipe.from_yaml(stored_path.read_text(encoding="utf-8"))
         recipe = _extended(stored, recipe or stored)
-        device = build.device_named(recipe.device)
+        device = _build.device_named(recipe.device)
         generator, discriminator = from_pretrained(folder, device=device)
-        images = build.images(recipe, progress)
-        run = cls(folder, recipe, images, build.trainer(recipe, generator, discriminator))
+        images = _build.images(recipe, progress)
+        run = cls(folder, recipe, images, _build.trainer(recipe, generator, discriminator))
         try:
             run._go_on()
         except BaseException:
@@ -186,7 +186,7 @@ class Run:
                 sample_now, save_now = step % recipe.sample_every == 0 or last, step % recipe.save_every == 0 or last
                 if sample_now or save_now:
                     paused = time.perf_counter()
-                    generator = self.published()
+                    generator = self.ema_generator()
                     if sample_now:
                         self.sample(generator)
                     if save_now:
@@ -215,7 +215,7 @@ class Run:
             "images": len(self.images),
         }
         # The networks go first: where there is a state, there are networks for `resume` to load it into.
-        (generator or self.published()).save_pretrained(self.folder)
+        (generator or self.ema_generator()).save_pretrained(self.folder)
         self.trainer.discriminator.save_pretrained(self.folder)
         path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=self.recipe.keep)
         self._write("README.md", self._card())
@@ -226,13 +226,13 @@ class Run:
 
     def sample(self, generator: Generator | None = None) -> Path:
         """Write a grid of images from fixed latents; return its path. `generator` is as in `save`."""
-        samples = sampled(generator or self.published(), self.recipe.samples, seed=self.recipe.seed)
+        samples = sample_uint8(generator or self.ema_generator(), self.recipe.samples, seed=self.recipe.seed)
         path = self.folder / "samples" / f"step-{self.trainer.steps:06d}.png"
         path.parent.mkdir(exist_ok=True)
         images.save_png(path, images.grid(samples))
         return path
 
-    def published(self) -> Generator:
+    def ema_generator(self) -> Generator:
         """Return a copy of the generator as it is sampled and saved: averaged, in evaluation mode.
 
         Averaged weights never saw the BatchNorm statistics of the raw ones, so theirs are estimated anew, over
@@ -244,7 +244,7 @@ class Run:
             return copy.deepcopy(self.trainer.generator).eval()
         generator = copy.deepcopy(self.trainer.ema)
         config = generator.config
-        z = indexed(1024, config["latent_dim"], seed=self.recipe.seed + 1, distribution=config["latent"])
+        z = seeded_latents(1024, config["latent_dim"], seed=self.recipe.seed + 1, distribution=config["latent"])
         batches = (z[i : i + 128] for i in range(0, len(z), 128))
         update_bn(batches, generator, self.trainer.device)
         return generator
@@ -277,7 +277,7 @@ class Run:
         return sorted((self.folder / "samples").glob("step-*.png"), key=_step_of)
 
     def _write(self, name: str, text: str) -> None:
-        with replacing(self.folder / name) as file:
+        with atomic_write(self.folder / name) as file:
             file.write(text.encode())
 
     def _card(self) -> str:

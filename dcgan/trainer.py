@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from dcgan import optimizing
+from dcgan import _optim
+from dcgan._cuda_graphs import can_compile, on_cuda
 from dcgan.augment import AUGMENTATIONS, augment
-from dcgan.capture import can_compile, on_cuda
 from dcgan.images import from_uint8
-from dcgan.latent import Distribution, draw, seed_of
+from dcgan.latents import Distribution, derive_seed, sample_latents
 from dcgan.losses import (
     LOSSES,
     cross_entropy_discriminator,
@@ -41,7 +41,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _EARNS_COMPILING = 20_000  # steps: about as long as it takes to get back what compiling costs
 _STEP = 1  # keeps the latents of training apart from those that samples of the same seed show
 # What may turn non-finite, in the order in which it is blamed: each explains the ones after it.
-_SUSPECTS = ("real images", "generator", "discriminator")
+_NONFINITE_SOURCES = ("real images", "generator", "discriminator")
 
 
 class Trainer(Generic[G, D]):
@@ -150,15 +150,15 @@ class Trainer(Generic[G, D]):
         adam |= {"fused": True, "capturable": cuda}
         self.g_optimizer = g_optimizer or Adam(generator.parameters(), **adam)
         self.d_optimizer = d_optimizer or Adam(discriminator.parameters(), **adam)
-        optimizing.lay_out_like_weights(self.g_optimizer, self.d_optimizer)
+        _optim.match_memory_format(self.g_optimizer, self.d_optimizer)
         # Each network has its own scale: an overflow of one must not hold back the other.
         scaled = precision == "fp16"
         self.g_scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.d_scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self._rng = torch.Generator(self.device)
         # What changes from step to step lies on the device, where a replayed step finds it.
-        self._clock = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._first_bad = torch.full((len(_SUSPECTS),), -1, device=self.device)
+        self._step_count = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._first_bad = torch.full((len(_NONFINITE_SOURCES),), -1, device=self.device)
         self._generate: Callable[[Tensor], Tensor] = generator
         self._discriminate: Callable[[Tensor], Tensor] = discriminator
         self._captured = on_cuda(self._update, self.device, self._rng) if cuda and compile != "off" else None
@@ -180,14 +180,14 @@ class Trainer(Generic[G, D]):
             ValueError: If `real` has another shape or type.
         """
         real = self._prepare(real)
-        self._rng.manual_seed(seed_of(self.seed, self.steps, _STEP))
-        self._clock.fill_(self.steps)
+        self._rng.manual_seed(derive_seed(self.seed, self.steps, _STEP))
+        self._step_count.fill_(self.steps)
         z = self._draw(len(real))
         if self._captured is None:
             metrics = self._update(self._turns(), real, z)
         else:
             metrics = self._captured(
-                (*self._turns(), *optimizing.settings(self.g_optimizer, self.d_optimizer)), real, z
+                (*self._turns(), *_optim.hyperparameters(self.g_optimizer, self.d_optimizer)), real, z
             )
         self.steps += 1
         return metrics
@@ -218,7 +218,7 @@ class Trainer(Generic[G, D]):
         """
         bad = self._first_bad.tolist()
         if steps := [step for step in bad if step >= 0]:
-            culprit = _SUSPECTS[bad.index(min(steps))]
+            culprit = _NONFINITE_SOURCES[bad.index(min(steps))]
             raise FloatingPointError(f"step {min(steps)}: the {culprit} turned non-finite (NaN or infinity)")
         for name in ("generator", "discriminator"):
             finite = [parameter.isfinite().all() for parameter in getattr(self, name).parameters()]
@@ -294,17 +294,17 @@ class Trainer(Generic[G, D]):
         if train_g:
             metrics |= self._update_generator(fake)
             self._update_ema()
-        self._watch(real, fake, metrics)
+        self._record_nonfinite(real, fake, metrics)
         return {name: value.detach() for name, value in metrics.items()}
 
     def _update_discriminator(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         with self._mixed():
             # Real and fake pass apart: one BatchNorm batch would tell the discriminator which is which.
-            d_real, d_fake = self._judge(real), self._judge(fake)  # (N,), (N,)
+            d_real, d_fake = self._logits(real), self._logits(fake)  # (N,), (N,)
         smoothing = {"real_target": 1 - self._label_smoothing} if self._label_smoothing else {}
         d_loss = self.loss.discriminator(d_real, d_fake, **smoothing)
         # Penalties differentiate twice, which half precision does not survive.
-        judge = partial(self._judge, differentiated_twice=True)
+        judge = partial(self._logits, differentiated_twice=True)
         with torch.autocast(self.device.type, enabled=False):
             if self._gradient_penalty:
                 epsilon = torch.rand(len(real), 1, 1, 1, generator=self._rng, device=self.device, dtype=real.dtype)
@@ -312,20 +312,20 @@ class Trainer(Generic[G, D]):
                 d_loss = d_loss + self._gradient_penalty * penalty
             if self._r1:
                 d_loss = d_loss + self._r1 * r1_penalty(judge, real)
-        optimizing.descend(self.d_optimizer, self.d_scaler, d_loss)
+        _optim.backward_and_step(self.d_optimizer, self.d_scaler, d_loss)
         score = self.loss.score
         return {"d_loss": d_loss, "d_real": score(d_real).mean(), "d_fake": score(d_fake).mean()}
 
     def _update_generator(self, fake: Tensor) -> dict[str, Tensor]:
         # The discriminator is fixed here: gradients of its weights would be computed only to be thrown away.
-        with optimizing.frozen(self.discriminator):
+        with _optim.frozen(self.discriminator):
             with self._mixed():
-                d_fake = self._judge(fake)  # (N,)
+                d_fake = self._logits(fake)  # (N,)
             g_loss = self.loss.generator(d_fake)
-            optimizing.descend(self.g_optimizer, self.g_scaler, g_loss)
+            _optim.backward_and_step(self.g_optimizer, self.g_scaler, g_loss)
         return {"g_loss": g_loss}
 
-    def _judge(self, images: Tensor, *, differentiated_twice: bool = False) -> Tensor:
+    def _logits(self, images: Tensor, *, differentiated_twice: bool = False) -> Tensor:
         # Compiled networks can be differentiated only once.
         discriminate = self.discriminator if differentiated_twice else self._discriminate
         logits: Tensor = discriminate(augment(images, self._augmentations, self._rng))
@@ -336,17 +336,17 @@ class Trainer(Generic[G, D]):
         if self.ema is None or self._ema_decay is None:
             return
         # A young average follows the young generator, whose first weights say nothing.
-        weight = (9 / (10 + self._clock)).clamp(min=1 - self._ema_decay)
+        weight = (9 / (10 + self._step_count)).clamp(min=1 - self._ema_decay)
         for kept, parameter in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
             kept.lerp_(parameter, weight.to(kept.dtype))
         for statistic, buffer in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
             statistic.copy_(buffer)
 
     @torch.no_grad()
-    def _watch(self, real: Tensor, fake: Tensor, metrics: dict[str, Tensor]) -> None:
+    def _record_nonfinite(self, real: Tensor, fake: Tensor, metrics: dict[str, Tensor]) -> None:
         losses = [metrics[name] for name in ("d_loss", "g_loss") if name in metrics]
         finite = torch.stack([tensor.isfinite().all() for tensor in (real, fake, torch.stack(losses))])
-        self._first_bad.copy_(torch.where((self._first_bad < 0) & ~finite, self._clock, self._first_bad))
+        self._first_bad.copy_(torch.where((self._first_bad < 0) & ~finite, self._step_count, self._first_bad))
 
     def _prepare(self, real: Tensor) -> Tensor:
         if real.dim() != 4 or not (real.is_floating_point() or real.dtype == torch.uint8):
@@ -361,7 +361,7 @@ class Trainer(Generic[G, D]):
 
     def _draw(self, n: int) -> Tensor:
         like = next(self.generator.parameters())
-        return draw((n, *self._latent_shape), self._latent, self._rng, dtype=like.dtype)
+        return sample_latents((n, *self._latent_shape), self._latent, self._rng, dtype=like.dtype)
 
     def _mixed(self) -> torch.autocast:
         enabled = self._autocast != torch.float32
@@ -377,7 +377,7 @@ _SMOOTHABLE = [
 
 def _load(part: Any, state: dict[str, Any]) -> None:
     if isinstance(part, Optimizer):
-        optimizing.load(part, state)
+        _optim.load(part, state)
     else:
         part.load_state_dict(state)
 

@@ -7,8 +7,8 @@ import pytest
 
 FAULTS = """
 import resource
-import dcgan.allocator, torch
-if {keep}: assert dcgan.allocator.keep_memory()
+import dcgan._allocator, torch
+if {keep}: assert dcgan._allocator.keep_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10): torch.ones(16 * 2**20)  # 64 MiB
@@ -28,7 +28,7 @@ def test_pages_are_faulted_in_once():
 
 
 def test_where_there_is_no_glibc_nothing_happens(monkeypatch):
-    from dcgan import allocator
+    from dcgan import _allocator as allocator
 
     def missing(name):
         raise OSError(name)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dcgan import build, data
+from dcgan import _build as build
+from dcgan import data
 from dcgan.recipe import Recipe
 
 RECIPE = Recipe(

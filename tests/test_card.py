@@ -1,7 +1,7 @@
 import yaml
 
 from dcgan import Generator
-from dcgan.card import model_card
+from dcgan.hub._card import model_card
 
 CONFIG = Generator(image_size=(16, 48), base_channels=2).config
 

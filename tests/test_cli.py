@@ -15,8 +15,8 @@ import torch
 
 import dcgan
 from dcgan import Generator, checkpoint, cli
+from dcgan.cli._terminal import signals
 from dcgan.recipe import Recipe
-from dcgan.terminal import signals
 from dcgan.trainer import Trainer
 
 SMALL = shlex.split("--g-channels 4 --d-channels 4 --image-size 16 --samples 4 --device cpu")

@@ -96,7 +96,7 @@ def test_timings_are_printed_for_people_and_programs(capsys):
 
 
 def test_a_run_announces_itself_and_shows_its_figures(tmp_path, monkeypatch, capsys):
-    from dcgan.training import _summary
+    from dcgan.cli._train import _summary
 
     monkeypatch.chdir(tmp_path)
     tiny = ("--image-size", 16, "--g-channels", 2, "--d-channels", 2, "--batch-size", 8, "--steps", 2)

@@ -697,7 +697,7 @@ def test_the_authors_arrays_give_the_authors_images_and_logits(arguments, tmp_pa
     ours_g, ours_d = Generator.from_pretrained(tmp_path / "out"), Discriminator.from_pretrained(tmp_path / "out")
     assert ours_g.config["latent"] == ("normal" if not arguments else "uniform")
 
-    latents = converting.indexed(256, 5, seed=0, distribution=ours_g.config["latent"]).split(128)
+    latents = converting.seeded_latents(256, 5, seed=0, distribution=ours_g.config["latent"]).split(128)
     with torch.no_grad():
         for ours, theirs, batches, own in (
             (ours_g, theirs_g, latents, latents[0][:40]),

@@ -31,7 +31,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from dcgan import data, packing, sources
+from dcgan import data
+from dcgan.data import _packing as packing
+from dcgan.data import _sources as sources
 
 REAL = Path(os.environ.get("DCGAN_TEST_DATA", "~/.cache/dcgan-data")).expanduser()
 
@@ -959,7 +961,7 @@ def children():
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it may end meanwhile
-            if b"dcgan.helpers" in (folder / "cmdline").read_bytes():
+            if b"dcgan.data._pool" in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
     return found
 
@@ -1008,7 +1010,7 @@ def test_a_script_needs_no_guard_and_a_killed_one_leaves_no_process(many, tmp_pa
     script = tmp_path / "script.py"
     script.write_text(
         "import os, signal\n"
-        "from dcgan import data, packing\n"
+        "from dcgan import data\nfrom dcgan.data import _packing as packing\n"
         "packing._MANY = 10\n"
         f"images = data.load('folder', root={str(many)!r}, image_size=8, cache_dir={str(tmp_path / 'a')!r}, workers=2, "
         "skip_bad=True)\n"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dcgan import Generator, cli, images
-from dcgan.generate import clashes, megapixel, sampled, write_images
+from dcgan.generate import default_batch_size, existing_files, sample_uint8, write_images
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["grey", "colour"])
@@ -37,7 +37,7 @@ def test_images_are_numbered_and_have_the_generators_shape(model, out):
     assert generate(model, "-n", 5, "--batch-size", 2, "--out", out) == 0
     assert sorted(contents(out)) == [f"{index:06d}.png" for index in range(5)]
     generator = Generator.from_pretrained(model)
-    expected = sampled(generator, 5, seed=0)
+    expected = sample_uint8(generator, 5, seed=0)
     for index in range(5):
         with Image.open(out / f"{index:06d}.png") as picture:
             assert (picture.size, picture.mode) == ((24, 16), "L" if len(expected[0]) == 1 else "RGB")
@@ -69,7 +69,7 @@ def test_the_number_done_is_told(model, out):
 def test_a_grid_is_one_picture(model, out, capsys):
     assert generate(model, "-n", 5, "--grid", "--out", out) == 0
     assert capsys.readouterr().out == f"5 images in {out / 'grid.png'}\n"
-    expected = images.grid(sampled(Generator.from_pretrained(model), 5, seed=0))
+    expected = images.grid(sample_uint8(Generator.from_pretrained(model), 5, seed=0))
     assert sorted(contents(out)) == ["grid.png"]
     with Image.open(out / "grid.png") as picture:
         assert np.array_equal(np.asarray(picture).reshape(*expected.shape[1:], -1), expected.permute(1, 2, 0).numpy())
@@ -101,7 +101,7 @@ def test_a_grid_is_replaced_only_by_force(model, out, capsys):
 def test_other_files_in_the_folder_stay(model, out):
     out.mkdir(parents=True)
     (out / "notes.txt").write_text("mine")
-    assert clashes(out, 3) == []
+    assert existing_files(out, 3) == []
     assert generate(model, "-n", 1, "--out", out) == 0
     assert contents(out)["notes.txt"] == b"mine"
 
@@ -148,7 +148,7 @@ def test_an_archive_holds_the_same_images(model, tmp_path, ending, capsys):
     archive = tmp_path / "deep" / f"images.{ending}"
     assert generate(model, "-n", 5, "--start", 2, "--batch-size", 2, "--out", archive) == 0
     assert capsys.readouterr().out == f"5 images in {archive}\n"
-    expected = sampled(Generator.from_pretrained(model), 5, seed=0, start=2).permute(0, 2, 3, 1).numpy()
+    expected = sample_uint8(Generator.from_pretrained(model), 5, seed=0, start=2).permute(0, 2, 3, 1).numpy()
     if ending == "npz":
         with np.load(archive) as arrays:
             assert list(arrays) == ["arr_0"]
@@ -220,4 +220,4 @@ def test_a_disk_that_is_full_is_said_and_leaves_no_half_a_file(model, out):
 
 @pytest.mark.parametrize(("size", "count"), [(16, 256), (64, 256), (128, 64), ((128, 256), 32), (512, 16)])
 def test_a_batch_is_a_million_pixels_within_bounds(size, count):
-    assert megapixel(Generator(image_size=size, base_channels=1, max_channels=1)) == count
+    assert default_batch_size(Generator(image_size=size, base_channels=1, max_channels=1)) == count

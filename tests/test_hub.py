@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import dcgan
 from dcgan import Discriminator, Generator
-from dcgan.files import replacing
+from dcgan._files import atomic_write
 
 TINY = {"image_size": (16, 48), "channels": 1, "base_channels": 2}
 
@@ -132,7 +132,7 @@ def test_missing_files_and_names_are_told(saved, tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from dcgan.files import replacing
+from dcgan._files import replacing
 with replacing(Path(sys.argv[1])) as file:
     file.write(b"new" * 1000)
     file.flush()
@@ -156,12 +156,12 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path):
 def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), replacing(path) as file:
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
         file.write(b"new")
         _ = 1 / 0
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"
 

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 from dcgan import Discriminator, Generator
-from dcgan.layers import ImageToMap, MapToImage, MapToPixel, PixelToMap
+from dcgan.layers import FullMapConv2d, LatentProjection, SpaceToDepthConv2d, SubPixelConvTranspose2d
 
 CASES = [
-    (PixelToMap, lambda bias: PixelToMap(7, 5, (3, 4), bias=bias), (6, 7, 1, 1)),
-    (MapToPixel, lambda bias: MapToPixel(5, 1, (3, 4), bias=bias), (6, 5, 3, 4)),
-    (ImageToMap, lambda bias: ImageToMap(3, 5, bias=bias), (6, 3, 8, 12)),
-    (ImageToMap, lambda bias: ImageToMap(1, 5, bias=bias), (1, 1, 2, 4)),
-    (MapToImage, lambda bias: MapToImage(5, 3, bias=bias), (6, 5, 4, 6)),
-    (MapToImage, lambda bias: MapToImage(5, 1, bias=bias), (1, 5, 1, 2)),
+    (LatentProjection, lambda bias: LatentProjection(7, 5, (3, 4), bias=bias), (6, 7, 1, 1)),
+    (FullMapConv2d, lambda bias: FullMapConv2d(5, 1, (3, 4), bias=bias), (6, 5, 3, 4)),
+    (SpaceToDepthConv2d, lambda bias: SpaceToDepthConv2d(3, 5, bias=bias), (6, 3, 8, 12)),
+    (SpaceToDepthConv2d, lambda bias: SpaceToDepthConv2d(1, 5, bias=bias), (1, 1, 2, 4)),
+    (SubPixelConvTranspose2d, lambda bias: SubPixelConvTranspose2d(5, 3, bias=bias), (6, 5, 4, 6)),
+    (SubPixelConvTranspose2d, lambda bias: SubPixelConvTranspose2d(5, 1, bias=bias), (1, 5, 1, 2)),
 ]
 
 
@@ -43,5 +43,5 @@ def test_the_default_networks_use_them():
     def kinds(network):
         return {type(module) for module in network.modules() if isinstance(module, nn.modules.conv._ConvNd)}
 
-    assert kinds(Generator(base_channels=4)) == {PixelToMap, nn.ConvTranspose2d, MapToImage}
-    assert kinds(Discriminator(base_channels=4)) == {ImageToMap, nn.Conv2d, MapToPixel}
+    assert kinds(Generator(base_channels=4)) == {LatentProjection, nn.ConvTranspose2d, SubPixelConvTranspose2d}
+    assert kinds(Discriminator(base_channels=4)) == {SpaceToDepthConv2d, nn.Conv2d, FullMapConv2d}

@@ -11,7 +11,7 @@ from torch import nn
 
 from dcgan import Discriminator, Generator, weights_init
 from dcgan.architectures import ARCHITECTURES
-from dcgan.models import evaluating
+from dcgan.models import eval_mode
 
 COUNTS = {
     "tutorial": (3_576_704, 2_765_568),
@@ -305,7 +305,7 @@ def test_sampling_leaves_the_network_as_it_was(training):
 
 def test_modes_are_restored_after_an_error():
     network = Generator(image_size=16, base_channels=2)
-    with pytest.raises(ZeroDivisionError), evaluating(network):
+    with pytest.raises(ZeroDivisionError), eval_mode(network):
         assert not network.training
         _ = 1 / 0
     assert network.training

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from dcgan import Discriminator, Generator, Trainer
-from dcgan.latent import seed_of
+from dcgan._optim import frozen
+from dcgan.latents import derive_seed
 from dcgan.losses import LOSSES
-from dcgan.optimizing import frozen
 
 TINY = {"image_size": 16, "channels": 1, "base_channels": 4}
 
@@ -37,7 +37,7 @@ def tutorial(generator, discriminator, batches, weight_decay=0.0, alternate=Fals
     g_adam = torch.optim.Adam(generator.parameters(), 2e-4, (0.5, 0.999), weight_decay=weight_decay)
     d_adam = torch.optim.Adam(discriminator.parameters(), 2e-4, (0.5, 0.999), weight_decay=weight_decay)
     for step, real in enumerate(batches):
-        rng = torch.Generator().manual_seed(seed_of(0, step, 1))
+        rng = torch.Generator().manual_seed(derive_seed(0, step, 1))
         fake = generator(torch.randn(len(real), 6, generator=rng, dtype=real.dtype))
         ones, zeros = torch.ones(len(real), dtype=real.dtype), torch.zeros(len(real), dtype=real.dtype)
         losses = {}
@@ -96,7 +96,7 @@ def test_every_loss_steps_along_its_own_gradient(name):
     (real,) = batches(1, dtype=torch.float64)
     Trainer(g, d, loss=name, **optimizers).step(real)
 
-    fake = g_ref(torch.randn(8, 6, generator=torch.Generator().manual_seed(seed_of(0, 0, 1)), dtype=torch.float64))
+    fake = g_ref(torch.randn(8, 6, generator=torch.Generator().manual_seed(derive_seed(0, 0, 1)), dtype=torch.float64))
     loss = LOSSES[name].discriminator(d_ref(real), d_ref(fake.detach()))
     for p, gradient in zip(d_ref.parameters(), torch.autograd.grad(loss, d_ref.parameters()), strict=True):
         p.data -= 0.1 * gradient
@@ -113,7 +113,7 @@ def test_penalties_add_to_the_discriminators_loss(option, value):
     (g, d), (g_ref, d_ref) = networks(torch.float64, norm="none"), networks(torch.float64, norm="none")
     (real,) = batches(1, dtype=torch.float64)
     metrics = Trainer(g, d, loss="wasserstein", **{option: value}).step(real)
-    rng = torch.Generator().manual_seed(seed_of(0, 0, 1))
+    rng = torch.Generator().manual_seed(derive_seed(0, 0, 1))
     fake = g_ref(torch.randn(8, 6, generator=rng, dtype=torch.float64)).detach()
     expected = LOSSES["wasserstein"].discriminator(d_ref(real), d_ref(fake))
     if option == "r1":
@@ -538,8 +538,8 @@ def test_optimisers_that_stepped_before_go_on_as_they_would_have():
 def test_penalties_are_in_full_precision_also_inside_autocast(option, monkeypatch):
     seen = []
     trainer = Trainer(*networks(norm="none"), loss="wasserstein", precision="bf16", **{option: 1.0})
-    original = trainer._judge
-    monkeypatch.setattr(trainer, "_judge", lambda *a, **k: seen.append(logits := original(*a, **k)) or logits)
+    original = trainer._logits
+    monkeypatch.setattr(trainer, "_logits", lambda *a, **k: seen.append(logits := original(*a, **k)) or logits)
     with torch.autocast("cpu", torch.bfloat16):
         trainer.step(batches(1)[0])
     assert [logits.dtype for logits in seen] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.bfloat16]
@@ -552,7 +552,7 @@ def test_half_precision_weights_are_refused():
 
 
 def test_training_does_not_use_the_latents_that_samples_show(monkeypatch):
-    from dcgan.latent import indexed
+    from dcgan.latents import seeded_latents
 
     generator, discriminator = networks()
     trainer = Trainer(generator, discriminator, seed=5)
@@ -561,7 +561,7 @@ def test_training_does_not_use_the_latents_that_samples_show(monkeypatch):
     monkeypatch.setattr(trainer, "_draw", lambda n: seen.append(z := original(n)) or z)
     for real in batches(3):
         trainer.step(real)
-    shown = {tuple(row) for row in indexed(1024, 6, seed=5).tolist()}
+    shown = {tuple(row) for row in seeded_latents(1024, 6, seed=5).tolist()}
     assert not shown & {tuple(row) for z in seen for row in z.tolist()}
 
 

@@ -23,9 +23,9 @@ from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from dcgan.decoding import Decoder
-from dcgan.files import replacing
-from dcgan.helpers import Helpers
+from dcgan._files import atomic_write
+from dcgan.data._decoding import Decoder
+from dcgan.data._pool import DecoderPool
 
 if TYPE_CHECKING:
     import torch
@@ -158,7 +158,7 @@ def _build(path: Path, decoder: Decoder, workers: int, progress: Progress | None
     try:
         with temporary.open("wb") as file:
             _write_header(file, (total, *decoder.shape))
-            with Helpers(decoder) as helpers, ThreadPoolExecutor(max(workers, 1)) as pool, _quiet_pillow():
+            with DecoderPool(decoder) as helpers, ThreadPoolExecutor(max(workers, 1)) as pool, _quiet_pillow():
                 decode = helpers if workers > 1 and total >= _MANY else decoder
                 decoded = ahead(pool, decode, chunks, depth=2 * workers)
                 for chunk, (images, failed) in zip(chunks, decoded, strict=True):
@@ -174,7 +174,7 @@ def _build(path: Path, decoder: Decoder, workers: int, progress: Progress | None
             os.fsync(file.fileno())
         # The record first: where there is a packed file, there is what belongs to it.
         record = json.dumps(_record(decoder, total - len(failures), failures), indent=1)
-        with replacing(path.with_suffix(".json")) as file:
+        with atomic_write(path.with_suffix(".json")) as file:
             file.write(f"{record}\n".encode())
         temporary.replace(path)
     except OSError as error:

@@ -34,7 +34,7 @@ def pyramid(config: dict[str, Any]) -> tuple[list[tuple[int, int]], list[int]]:
     return sizes, [int(min(base * 2**stage, cap)) for stage in range(done)]
 
 
-def checked(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
+def validate_config(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return a constructor's arguments as JSON-able values, each checked against its annotation."""
     hints = _annotations(cls)
     config = {name: arguments[name] for name in hints}

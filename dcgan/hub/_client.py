@@ -21,7 +21,7 @@ def download(
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    with explained(repo_id, revision):
+    with translate_hub_errors(repo_id, revision):
         try:
             config = Path(hf_hub_download(repo_id, names[0], revision=revision, **options))
             # Files of one commit, whatever is pushed meanwhile: the cache has a folder for each.
@@ -36,7 +36,7 @@ def download(
 
 
 @contextmanager
-def explained(repo_id: str, revision: str | None) -> Iterator[None]:
+def translate_hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     """Say what the client's errors mean for who asked."""
     from huggingface_hub import errors
 

@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def folded(network: Network) -> Network:
+def fuse_batchnorm(network: Network) -> Network:
     """Return a copy in evaluation mode, channels-last, that computes the same without its BatchNorms.
 
     In evaluation a BatchNorm is an affine map of each channel, so its scale and shift become those of the convolution

@@ -1,6 +1,6 @@
 """Decoding in child processes, which keeps all cores busy: threads mostly wait for the interpreter's lock.
 
-The children are started as `python -m dcgan.helpers`, import no torch, and need no guard in the program that has them.
+The children are started as `python -m dcgan.data._pool`, import no torch, and need no guard in the program that has them.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from typing import Any, Self
 
 import numpy as np
 
-from dcgan.decoding import Decoder
+from dcgan.data._decoding import Decoder
 
 logger = logging.getLogger(__name__)
 
 
-class Helpers:
+class DecoderPool:
     """A decoder that works in a child process for each thread that calls it. Use it as a context manager."""
 
     def __init__(self, decoder: Decoder):
@@ -70,7 +70,7 @@ class Helpers:
 
     def _started(self) -> "subprocess.Popen[bytes]":
         child = subprocess.Popen(
-            [sys.executable, "-m", "dcgan.helpers"],
+            [sys.executable, "-m", "dcgan.data._pool"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},

@@ -9,8 +9,8 @@ import yaml
 from cyclopts import App, ArgumentCollection
 from cyclopts.config import Yaml
 
+from dcgan.cli._terminal import UsageError, breakdowns, failures, mistakes, progress_bar, remarks, say, signals
 from dcgan.recipe import Recipe
-from dcgan.terminal import UsageError, breakdowns, failures, mistakes, progress_bar, remarks, say, signals
 
 if TYPE_CHECKING:
     from dcgan.run import Run

@@ -60,7 +60,7 @@ def failures() -> Iterator[None]:
 def remarks() -> Iterator[None]:
     """Show what the trainer has to say of itself, above the bar."""
     handler = _Remarks(logging.INFO)
-    loggers = [logging.getLogger(name) for name in ("dcgan.trainer", "dcgan.capture")]
+    loggers = [logging.getLogger(name) for name in ("dcgan.trainer", "dcgan._cuda_graphs")]
     for logger in loggers:
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from dcgan.decoding import Decoder, Resize
-from dcgan.packing import BadImages, Progress, ahead, channels_first, pack
-from dcgan.sources import NAMES, find
+from dcgan.data._decoding import Decoder, Resize
+from dcgan.data._packing import BadImages, Progress, ahead, channels_first, pack
+from dcgan.data._sources import NAMES, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

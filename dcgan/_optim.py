@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-def descend(optimizer: Optimizer, scaler: torch.amp.GradScaler, loss: Tensor) -> None:
+def backward_and_step(optimizer: Optimizer, scaler: torch.amp.GradScaler, loss: Tensor) -> None:
     """Take one step down the gradient of a loss."""
     optimizer.zero_grad()
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward without types
@@ -30,7 +30,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad = True
 
 
-def settings(*optimizers: Optimizer) -> Iterator[str]:
+def hyperparameters(*optimizers: Optimizer) -> Iterator[str]:
     """Yield all settings, such as learning rates, as text, but those that are tensors."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -49,10 +49,10 @@ def load(optimizer: Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict(state)
     for group, way in zip(optimizer.param_groups, kept, strict=True):
         group.update(way)
-    lay_out_like_weights(optimizer)
+    match_memory_format(optimizer)
 
 
-def lay_out_like_weights(*optimizers: Optimizer) -> None:
+def match_memory_format(*optimizers: Optimizer) -> None:
     """Give moments the memory format of their weights, and tensors that are no other optimiser's.
 
     Fused optimisers walk weights and moments side by side in memory, whatever the strides of either.

@@ -15,7 +15,7 @@ Distribution = Literal["normal", "uniform"]
 _BLOCK = 256
 
 
-def seed_of(*words: int) -> int:
+def derive_seed(*words: int) -> int:
     """Hash non-negative integers, such as `(seed, step)`, to one 64-bit seed for a `torch.Generator`.
 
     Nearby words give unrelated seeds, and the low 32 bits, all that the CPU's generator keeps, are mixed as well as
@@ -30,7 +30,7 @@ def seed_of(*words: int) -> int:
     return int(np.random.SeedSequence(halves).generate_state(1, np.uint64)[0])
 
 
-def draw(
+def sample_latents(
     shape: tuple[int, ...],
     distribution: Distribution,
     rng: torch.Generator,
@@ -49,7 +49,9 @@ def draw(
     raise ValueError(f"distribution must be 'normal' or 'uniform', got {distribution!r}")
 
 
-def indexed(n: int, latent_dim: int, *, seed: int, start: int = 0, distribution: Distribution = "normal") -> Tensor:
+def seeded_latents(
+    n: int, latent_dim: int, *, seed: int, start: int = 0, distribution: Distribution = "normal"
+) -> Tensor:
     """Return latents number `start` to `start + n - 1` of a seed, `(n, latent_dim)`, on the CPU.
 
     Latent i depends on the seed and i alone, whatever `start` and `n` it is asked for with.
@@ -63,7 +65,7 @@ def indexed(n: int, latent_dim: int, *, seed: int, start: int = 0, distribution:
     first, last = start // _BLOCK, -(-(start + n) // _BLOCK)
     blocks = [torch.empty(0, latent_dim)]  # so that n = 0 is a batch of none
     for block in range(first, last):
-        rng = torch.Generator().manual_seed(seed_of(seed, block))
-        blocks.append(draw((_BLOCK, latent_dim), distribution, rng))
+        rng = torch.Generator().manual_seed(derive_seed(seed, block))
+        blocks.append(sample_latents((_BLOCK, latent_dim), distribution, rng))
     offset = start - first * _BLOCK
     return torch.cat(blocks)[offset : offset + n]

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from dcgan import Discriminator, Generator
+from dcgan._fusion import fuse_batchnorm
 from dcgan.architectures import ARCHITECTURES
-from dcgan.folding import folded
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -27,7 +27,7 @@ def trained(network):
 def test_every_published_generator_folds_exactly(name, memory_format):
     small = {"image_size": 32, "base_channels": 4, "latent_dim": 6}
     generator = trained(Generator.from_architecture(name, **small)).to(memory_format=memory_format)
-    lighter = folded(generator)
+    lighter = fuse_batchnorm(generator)
     assert not any(isinstance(module, NORMS) for module in lighter.modules())
     z = torch.randn(5, 6, dtype=torch.float64)
     with torch.no_grad():
@@ -52,20 +52,20 @@ def test_other_networks_fold_as_far_as_they_can(config):
     generator = trained(Generator(image_size=(16, 32), base_channels=4, latent_dim=6, **config))
     z = torch.randn(5, 6, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(folded(generator)(z), generator(z), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(fuse_batchnorm(generator)(z), generator(z), rtol=1e-10, atol=1e-12)
 
 
 def test_a_discriminator_folds_too():
     discriminator = trained(Discriminator(image_size=32, base_channels=4))
     images = torch.randn(5, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(folded(discriminator)(images), discriminator(images), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(fuse_batchnorm(discriminator)(images), discriminator(images), rtol=1e-10, atol=1e-12)
 
 
 def test_the_network_itself_is_left_alone():
     generator = Generator(image_size=16, base_channels=4).train()
     before = {name: value.clone() for name, value in generator.state_dict().items()}
-    folded(generator)
+    fuse_batchnorm(generator)
     assert generator.training
     assert all(parameter.requires_grad for parameter in generator.parameters())
     for name, value in generator.state_dict().items():
@@ -74,11 +74,11 @@ def test_the_network_itself_is_left_alone():
 
 @pytest.mark.parametrize("n", [1, 31, 32, 100])
 def test_samples_are_what_the_network_itself_computes(n):
-    from dcgan.latent import indexed
+    from dcgan.latents import seeded_latents
 
     generator = trained(Generator(image_size=16, base_channels=4, latent_dim=6)).float()
     with torch.no_grad():
-        expected = generator(indexed(n, 6, seed=3))
+        expected = generator(seeded_latents(n, 6, seed=3))
     torch.testing.assert_close(generator.sample(n, seed=3, batch_size=30), expected, rtol=0, atol=1e-6)
 
 

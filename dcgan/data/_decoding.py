@@ -19,7 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-    from dcgan.sources import Item, Source
+    from dcgan.data._sources import Item, Source
 
 Resize = Literal["crop", "squash"]
 

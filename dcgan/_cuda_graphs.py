@@ -33,7 +33,7 @@ Recorder = Callable[[Callable[[], None]], Recording]
 Beside = Callable[[bool], AbstractContextManager[list[str]]]
 
 
-class Captured:
+class CudaGraphStep:
     """`work(kind, *tensors)`, run as it is at first, then replayed.
 
     `kind` and the shapes and types of the tensors have to tell apart all calls that launch other kernels, and what
@@ -118,7 +118,7 @@ class _Replay:
         return dict(zip(self._names, self._values.clone().unbind(), strict=True))
 
 
-def on_cuda(work: Work, device: torch.device, rng: torch.Generator) -> Captured:
+def on_cuda(work: Work, device: torch.device, rng: torch.Generator) -> CudaGraphStep:
     """Capture `work`, which draws from `rng`, as CUDA graphs."""
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it without types
 
@@ -148,7 +148,7 @@ def on_cuda(work: Work, device: torch.device, rng: torch.Generator) -> Captured:
             raise
         return graph
 
-    return Captured(work, record, beside)
+    return CudaGraphStep(work, record, beside)
 
 
 def can_compile(device: torch.device) -> bool:

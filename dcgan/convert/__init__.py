@@ -17,12 +17,12 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dcgan.arguments import pyramid, sides
-from dcgan.files import replacing
-from dcgan.foreign import Found, Kind, discriminator_places, generator_places, networks_in
-from dcgan.hub import Skeleton, expect_fit
-from dcgan.latent import Distribution, indexed
-from dcgan.models import Discriminator, Generator, evaluating
+from dcgan._config import pyramid, sides
+from dcgan._files import atomic_write
+from dcgan.convert._layouts import DetectedNetwork, Kind, discriminator_layers, generator_layers, networks_in
+from dcgan.hub._pretrained import Skeleton, expect_fit
+from dcgan.latents import Distribution, seeded_latents
+from dcgan.models import Discriminator, Generator, eval_mode
 
 Network = TypeVar("Network", Generator, Discriminator)
 
@@ -83,7 +83,7 @@ def convert(
         ValueError: If a file is damaged, holds other objects than tensors, or no network, or several of a kind, or one
             that ours cannot express.
     """
-    found: list[Found] = []
+    found: list[DetectedNetwork] = []
     notes: list[str] = []
     for path in map(Path, files):
         found += networks_in(path, notes)
@@ -102,7 +102,9 @@ def convert(
     if g and generator is not None and g.layout == "authors":
         length, latent = generator.config["latent_dim"], generator.config["latent"]
         starts = range(0, _BATCH * _BATCHES, _BATCH)
-        estimate_statistics(generator, (indexed(_BATCH, length, seed=0, start=i, distribution=latent) for i in starts))
+        estimate_statistics(
+            generator, (seeded_latents(_BATCH, length, seed=0, start=i, distribution=latent) for i in starts)
+        )
         notes.append(f"{g.where}: running statistics estimated over {_BATCHES} batches of {_BATCH} {latent} latents")
     if d and discriminator is not None and d.layout == "authors":
         source = "generated" if images is None else "given"
@@ -133,7 +135,7 @@ def to_tutorial(network: Generator | Discriminator) -> dict[str, Tensor]:
     if wrong:
         raise ValueError(f"the tutorial's {type(network).__name__} has " + "; ".join(wrong))
     state = network.state_dict()
-    places = generator_places if isinstance(network, Generator) else discriminator_places
+    places = generator_layers if isinstance(network, Generator) else discriminator_layers
     names = dict(zip(_layer_names(state), places(len(widths) + 1), strict=True))
     split = {key: key.rpartition(".") for key in state}
     return {f"main.{names[split[key][0]]}.{split[key][2]}": tensor.detach().cpu() for key, tensor in state.items()}
@@ -147,7 +149,7 @@ def write_tutorial(network: Generator | Discriminator, path: Path) -> None:
     """
     state = to_tutorial(network)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         torch.save(state, file)
 
 
@@ -171,7 +173,7 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     hooks = [norm.register_forward_pre_hook(add) for norm in norms]
     n = 0
     try:
-        with evaluating(network), torch.no_grad():
+        with eval_mode(network), torch.no_grad():
             network.train()
             for batch in batches:
                 network(batch)
@@ -186,7 +188,7 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.load_state_dict({**norm.state_dict(), "running_mean": mean, "running_var": var})
 
 
-def _only(found: list[Found], kind: Kind, keys: Sequence[str]) -> Found | None:
+def _only(found: list[DetectedNetwork], kind: Kind, keys: Sequence[str]) -> DetectedNetwork | None:
     here = [one for one in found if one.kind is kind]
     if len(here) > 1:
         here = [one for one in here if one.key in keys] or here
@@ -197,7 +199,11 @@ def _only(found: list[Found], kind: Kind, keys: Sequence[str]) -> Found | None:
 
 
 def _build(
-    kind: type[Network], found: Found, image_size: int | Sequence[int] | None, given: dict[str, Any], notes: list[str]
+    kind: type[Network],
+    found: DetectedNetwork,
+    image_size: int | Sequence[int] | None,
+    given: dict[str, Any],
+    notes: list[str],
 ) -> Network:
     name = f"{found.where}: a {kind.__name__} of layout {found.layout}"
     try:
@@ -229,7 +235,7 @@ def _build(
     return network.eval()
 
 
-def _inferred(found: Found, image_size: int | Sequence[int] | None) -> dict[str, Any]:
+def _inferred(found: DetectedNetwork, image_size: int | Sequence[int] | None) -> dict[str, Any]:
     """Read a network's arguments off the shapes of its weights."""
     generator = found.kind is Generator
     shapes = [tuple(layer["weight"].shape) for layer in found.layers if layer["weight"].dim() > 1]
@@ -279,7 +285,7 @@ def _image_size(
     return height if height == width else [height, width]
 
 
-def _assumed(found: Found, config: dict[str, Any]) -> dict[str, Any]:
+def _assumed(found: DetectedNetwork, config: dict[str, Any]) -> dict[str, Any]:
     """Return the usual values of what weights do not show."""
     authors = found.layout == "authors"
     norm_eps = {"norm_eps": 1e-8 if authors else 1e-5}

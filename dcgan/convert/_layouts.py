@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcgan.hub import CONFIG
+from dcgan.hub._pretrained import CONFIG
 from dcgan.models import Discriminator, Generator
 
 Kind = type[Generator] | type[Discriminator]
@@ -31,7 +31,7 @@ _KNOWN = (
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedNetwork:
     """The layers of a network that a file holds, and where it holds them."""
 
     where: str
@@ -44,19 +44,19 @@ class Found:
 # Layouts: the names of n convolutions and linear layers and of the normalisations between them.
 
 
-def generator_places(n: int) -> list[str]:
+def generator_layers(n: int) -> list[str]:
     """0 1, 3 4, 6 7, ...: a convolution, its normalisation, and room for the activation."""
     return [str(3 * i + j) for i in range(n) for j in (0, 1)][:-1]
 
 
-def discriminator_places(n: int) -> list[str]:
+def discriminator_layers(n: int) -> list[str]:
     """0, 2 3, 5 6, ...: the same, but for the first layer, which is not normalised."""
     return ["0", *(str(3 * i + j) for i in range(1, n) for j in (-1, 0))][:-1]
 
 
 def _flattened_places(n: int) -> list[str]:
     """The same, with room for the flattening before the last layer."""
-    return [*discriminator_places(n)[:-1], str(3 * n - 3)]
+    return [*discriminator_layers(n)[:-1], str(3 * n - 3)]
 
 
 def _linear5_places(n: int) -> list[str]:
@@ -67,22 +67,22 @@ def _linear5_places(n: int) -> list[str]:
 # The first and the last weight have 4 dimensions in a convolution, 2 in a linear layer. Without one, the layout is
 # called after its biases.
 _LAYOUTS: list[tuple[Kind, str, Callable[[int], list[str]], int, int]] = [
-    (Generator, "", generator_places, 4, 4),
+    (Generator, "", generator_layers, 4, 4),
     (Generator, "linear5", _linear5_places, 2, 4),
-    (Discriminator, "", discriminator_places, 4, 4),
-    (Discriminator, "linear5", discriminator_places, 4, 2),
+    (Discriminator, "", discriminator_layers, 4, 4),
+    (Discriminator, "linear5", discriminator_layers, 4, 2),
     (Discriminator, "linear5", _flattened_places, 4, 2),
 ]
 
 
-def _match(where: str, key: str, layers: dict[str, Layer]) -> Found | None:
+def _match(where: str, key: str, layers: dict[str, Layer]) -> DetectedNetwork | None:
     """Recognise a network by the names of its layers and the shapes of their weights."""
     n = sum("weight" in layer and layer["weight"].dim() > 1 for layer in layers.values())
     for kind, layout, places, first, last in _LAYOUTS:
         names = places(n)
         if set(names) == set(layers) and _fits(kind, ordered := [layers[name] for name in names], first, last):
             plain = "biased" if "bias" in ordered[0] else "tutorial"
-            return Found(where, key, kind, layout or plain, ordered)
+            return DetectedNetwork(where, key, kind, layout or plain, ordered)
     return None
 
 
@@ -103,7 +103,7 @@ def _fits(kind: Kind, layers: list[Layer], first: int, last: int) -> bool:
 # Files.
 
 
-def networks_in(path: Path, notes: list[str]) -> list[Found]:
+def networks_in(path: Path, notes: list[str]) -> list[DetectedNetwork]:
     """Find the networks in a file or a folder of arrays; what is left out is added to `notes`.
 
     Raises:
@@ -112,7 +112,7 @@ def networks_in(path: Path, notes: list[str]) -> list[Found]:
     """
     if path.is_dir() or path.suffix in {".jl", ".npy"}:
         return [_from_arrays(name, arrays) for name, arrays in _arrays(path).items()]
-    found: list[Found] = []
+    found: list[DetectedNetwork] = []
     unknown: dict[str, Tensor] = {}
     for outer, state in _states(_load(path)):
         owners, rest = set(), {}
@@ -224,7 +224,7 @@ def _array(path: Path) -> Tensor:
         raise ValueError(f"{path} is not a whole array of numbers: {error}") from error
 
 
-def _from_arrays(where: str, arrays: list[Tensor]) -> Found:
+def _from_arrays(where: str, arrays: list[Tensor]) -> DetectedNetwork:
     """Put the authors' arrays into layers: a weight alone, or the gains and shifts of a normalisation.
 
     Theano convolves where PyTorch correlates, so kernels are flipped; linear weights are (in, out).
@@ -238,7 +238,7 @@ def _from_arrays(where: str, arrays: list[Tensor]) -> Found:
     kinds: list[tuple[Kind, int, int]] = [(Generator, 2, 4), (Discriminator, 4, 2)]
     for kind, first, last in kinds:
         if _fits(kind, layers, first, last):
-            return Found(where, "", kind, "authors", layers)
+            return DetectedNetwork(where, "", kind, "authors", layers)
     numbered = {f"{i:02d}": array for i, array in enumerate(arrays, 1)}
     raise ValueError(f"{where}: recognised no network of the paper's authors in {_listed(numbered)}; {_KNOWN}")
 

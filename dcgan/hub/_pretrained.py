@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dcgan.files import replacing
-from dcgan.remote import download, explained, pickles_among
+from dcgan._files import atomic_write
+from dcgan.hub._client import download, pickles_among, translate_hub_errors
 
 Network = TypeVar("Network", bound="Pretrained")
 Module = TypeVar("Module", bound=nn.Module)
@@ -134,7 +134,7 @@ class Pretrained(nn.Module):
         # One entry alone, since safetensors writes several in an order of its own, each time another.
         weights = save(state, metadata={"config": json.dumps(config)})
         for name, data in ((WEIGHTS, weights), (CONFIG, f"{json.dumps(config, indent=2)}\n".encode())):
-            with replacing(target / name) as file:
+            with atomic_write(target / name) as file:
                 file.write(data)
         return target
 
@@ -168,12 +168,12 @@ class Pretrained(nn.Module):
         from huggingface_hub import HfApi
         from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported lazily
 
-        from dcgan.card import model_card
+        from dcgan.hub._card import model_card
 
         validate_repo_id(repo_id)
         api = HfApi(token=token)
         message = commit_message or f"Upload {type(self).__name__}"
-        with tempfile.TemporaryDirectory() as folder, explained(repo_id, revision):
+        with tempfile.TemporaryDirectory() as folder, translate_hub_errors(repo_id, revision):
             self.save_pretrained(folder)
             api.create_repo(repo_id, private=private, exist_ok=True)
             if card is None and not api.file_exists(repo_id, CARD, revision=revision):

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from dcgan import Discriminator, Generator, cli
-from dcgan.benchmark import WORKS, benchmark, table
-from dcgan.contestant import Ours, Tutorial, tutorial_networks
+from dcgan.bench import WORKS, benchmark, table
+from dcgan.bench._contender import Dcgan, Tutorial, tutorial_networks
 
 TINY = {"image_size": 16, "channels": 1, "base_channels": 2, "batch_size": 4, "samples": 70, "repeats": 1}
 
@@ -74,7 +74,7 @@ def test_the_tutorials_plain_networks_are_the_ones_we_name_after_it(size):
 def test_both_sides_train_the_same_steps(tmp_path):
     setting = {**TINY, "architecture": "tutorial", "precision": "fp32", "compile": "auto", "device": "cpu"}
     setting |= {"folder": str(tmp_path), "images": 8, "latent_dim": 100}
-    sides = [kind(setting) for kind in (Tutorial, Ours)]
+    sides = [kind(setting) for kind in (Tutorial, Dcgan)]
     for side in sides:
         before = [parameter.clone() for parameter in side.generator.parameters()]
         assert side.step() == side.turns * 4

@@ -1,4 +1,4 @@
-"""One side of the benchmark, in a process of its own: `python -m dcgan.contestant tutorial|dcgan`.
+"""One side of the benchmark, in a process of its own: `python -m dcgan.bench._contender tutorial|dcgan`.
 
 The tutorial's side is the loop of PyTorch's public DCGAN tutorial, written out straightforwardly; the other is this
 package as the command line uses it. A process each, so that neither inherits the memory of the other, or its settings.
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcgan.allocator import keep_memory
-from dcgan.generate import megapixel, write_images
+from dcgan._allocator import keep_memory
+from dcgan.generate import default_batch_size, write_images
 from dcgan.models import Discriminator, Generator, weights_init
 from dcgan.trainer import DTYPES, Trainer
 
 
-class Side:
+class Contender:
     """What both sides do with a setting, each in its own way; a work returns how many units it did."""
 
     def __init__(self, setting: dict[str, Any]):
@@ -58,7 +58,7 @@ class Side:
         return {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
-class Tutorial(Side):
+class Tutorial(Contender):
     """The tutorial: plain networks and layout, probabilities, four reads of results a step, files one by one."""
 
     def __init__(self, setting: dict[str, Any]):
@@ -179,7 +179,7 @@ class Tutorial(Side):
         return {**facts, "flop": counter.get_total_flops() / 2}
 
 
-class Ours(Side):
+class Dcgan(Contender):
     """This package."""
 
     def __init__(self, setting: dict[str, Any]):
@@ -191,7 +191,7 @@ class Ours(Side):
         precision, compile_ = setting["precision"], setting["compile"]
         self.trainer = Trainer(self.generator, discriminator, precision=precision, compile=compile_)
         self.dtype = DTYPES[precision]
-        self.options: dict[str, Any] = {"batch_size": megapixel(self.generator), "dtype": self.dtype}
+        self.options: dict[str, Any] = {"batch_size": default_batch_size(self.generator), "dtype": self.dtype}
         self.batches: Iterator[Tensor] | None = None
 
     def step(self) -> int:
@@ -315,7 +315,7 @@ def _wait(device: torch.device) -> None:
 def main() -> None:
     """Answer the benchmark, line by line."""
     answer, sys.stdout = sys.stdout, sys.stderr  # nothing else may come between the lines
-    side = {"tutorial": Tutorial, "dcgan": Ours}[sys.argv[1]](json.loads(sys.stdin.readline()))
+    side = {"tutorial": Tutorial, "dcgan": Dcgan}[sys.argv[1]](json.loads(sys.stdin.readline()))
     for line in sys.stdin:
         name = line.strip()
         result = side.facts() if name == "facts" else seconds_of(side.works[name], side.device)

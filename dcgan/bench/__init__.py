@@ -223,7 +223,7 @@ class _Side:
 
 @contextmanager
 def _side(name: str, setting: dict[str, Any]) -> Iterator[_Side]:
-    command = [sys.executable, "-m", "dcgan.contestant", name]
+    command = [sys.executable, "-m", "dcgan.bench._contender", name]
     with subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

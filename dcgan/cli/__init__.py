@@ -16,11 +16,11 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 import dcgan
-from dcgan.allocator import keep_memory
+from dcgan._allocator import keep_memory
 from dcgan.architectures import Architecture
+from dcgan.cli._terminal import RunError, UsageError, breakdowns, failures, mistakes, progress_bar, say
+from dcgan.cli._train import describe, dry_run_of, recipe_file, train_to_the_end
 from dcgan.recipe import SIZE, WHOLE, Compile, Precision, Recipe
-from dcgan.terminal import RunError, UsageError, breakdowns, failures, mistakes, progress_bar, say
-from dcgan.training import describe, dry_run_of, recipe_file, train_to_the_end
 
 _FLAG = Parameter(negative=())
 
@@ -136,8 +136,8 @@ def generate(
             if value is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, got {value}")
         keep_memory()
-        from dcgan.build import device_named
-        from dcgan.generate import ARCHIVES, clashes, megapixel, write_grid, write_images
+        from dcgan._build import device_named
+        from dcgan.generate import ARCHIVES, default_batch_size, existing_files, write_grid, write_images
         from dcgan.models import Generator
         from dcgan.trainer import DTYPES
 
@@ -146,12 +146,12 @@ def generate(
         if out.exists() and out.is_dir() == (out.suffix in ARCHIVES):
             raise UsageError(f"--out must be a folder, and {out} is a file" if out.is_file() else f"{out} is a folder")
         picture = out / "grid.png"
-        there = [path for path in [picture] if path.exists()] if grid else clashes(out, number, start=start)
+        there = [path for path in [picture] if path.exists()] if grid else existing_files(out, number, start=start)
         if there and not force:
             more = f", and {len(there) - 1} more of these files" if there[1:] else ""
             raise UsageError(f"{there[0]} exists{more}: --force replaces what is there")
         generator = Generator.from_pretrained(model, device=device_named(device))
-        batch_size = batch_size or megapixel(generator)
+        batch_size = batch_size or default_batch_size(generator)
         options: dict[str, Any] = {"seed": seed, "start": start, "batch_size": batch_size, "dtype": DTYPES[precision]}
     with failures():
         if grid:
@@ -286,10 +286,10 @@ def bench(
         work: What to time: step, epoch, overhead, serve, sample, generate, archive, load, load_file, start; else all.
         as_json: Print JSON.
     """
-    from dcgan.benchmark import SUITE, WORKS, benchmark, table
+    from dcgan.bench import SUITE, WORKS, benchmark, table
 
     with mistakes(), breakdowns():
-        from dcgan.build import device_named
+        from dcgan._build import device_named
 
         options: dict[str, Any] = {
             "architecture": architecture,

@@ -14,8 +14,9 @@ import pytest
 import torch
 from recorder import recorder, tensors_of
 
-from dcgan import Discriminator, Generator, Trainer, capture
-from dcgan.capture import Captured
+from dcgan import Discriminator, Generator, Trainer
+from dcgan import _cuda_graphs as capture
+from dcgan._cuda_graphs import CudaGraphStep
 
 OPTIONS = [
     {},
@@ -37,7 +38,7 @@ def trainer_of(*, captured, d_norm="batch", **options):
     generator, discriminator = Generator(latent_dim=4, **small), Discriminator(norm=d_norm, **small)
     trainer = Trainer(generator, discriminator, seed=5, **options)
     if captured:
-        trainer._captured = Captured(trainer._update, recorder(trainer), lambda last: nullcontext([]))
+        trainer._captured = CudaGraphStep(trainer._update, recorder(trainer), lambda last: nullcontext([]))
     return trainer
 
 
@@ -192,7 +193,7 @@ def test_waits_are_noted_with_their_place_and_other_warnings_passed_on(monkeypat
             warnings.warn("something else", stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["something else"]
     (wait,) = waits
-    assert re.search(r"test_capture.py, line \d+, waits for the device$", wait)
+    assert re.search(r"test_cuda_graphs.py, line \d+, waits for the device$", wait)
     assert modes == ["default", "warn", "default"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from dcgan import data
-from dcgan.hub import Pretrained
+from dcgan.hub._pretrained import Pretrained
 from dcgan.models import Discriminator, Generator
 from dcgan.recipe import Recipe
 from dcgan.trainer import Trainer

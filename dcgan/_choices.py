@@ -1,0 +1,36 @@
+"""The values that options may take by name, each list written once.
+
+The networks, the trainer, the recipe and the command line read them from here. This module imports nothing heavy, so
+that the command line can answer `--help` and mistakes at once; tests compare the lists with the dictionaries of the
+functions behind them.
+"""
+
+from typing import Literal
+
+ArchitectureName = Literal["tutorial", "biased", "linear5", "paper", "svhn", "imagenet32"]
+AugmentationName = Literal["color", "translation", "cutout"]
+CompileMode = Literal["auto", "off", "graph", "full"]
+DatasetName = Literal[
+    "digits",
+    "mnist",
+    "fashion-mnist",
+    "cifar10",
+    "svhn",
+    "stl10",
+    "celeba",
+    "lsun",
+    "lfw",
+    "imagenet",
+    "folder",
+    "fake",
+]
+Distribution = Literal["normal", "uniform"]
+KernelSize = Literal[3, 4, 5]
+LossName = Literal["non-saturating", "minimax", "hinge", "least-squares", "wasserstein"]
+Norm = Literal["batch", "instance", "layer", "none"]
+Output = Literal["tanh", "sigmoid"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Resize = Literal["crop", "squash"]
+Schedule = Literal["together", "alternate"]
+Stem = Literal["conv", "linear"]
+Upsample = Literal["transpose", "resize"]
