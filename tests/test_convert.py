@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.functional import leaky_relu, pad
 
 import dcgan.convert as converting
-from dcgan import Discriminator, Generator, foreign
-from dcgan.convert import convert, estimate_statistics, to_tutorial
+from dcgan import Discriminator, Generator
+from dcgan.convert import _layouts, convert, estimate_statistics, to_tutorial
 
 
 class TutorialGenerator(nn.Module):
@@ -156,7 +156,7 @@ def test_full_width_networks_have_the_arguments_of_the_published_ones(layout, ar
         g, d = pair(layout, c=c, z=100)
     for theirs, ours in ((g, Generator), (d, Discriminator)):
         state = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in theirs.state_dict().items()}
-        found = foreign._match("", "", next(iter(foreign._groups(Path(), state).values())))
+        found = _layouts._match("", "", next(iter(_layouts._groups(Path(), state).values())))
         config = converting._inferred(found, None)
         config |= converting._assumed(found, config)
         published = ours.from_architecture(layout).config

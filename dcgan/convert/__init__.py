@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dcgan._config import pyramid, sides
 from dcgan._files import atomic_write
 from dcgan.convert._layouts import DetectedNetwork, Kind, discriminator_layers, generator_layers, networks_in
-from dcgan.hub._pretrained import Skeleton, expect_fit
+from dcgan.hub._pretrained import expect_fit
 from dcgan.latents import Distribution, seeded_latents
 from dcgan.models import Discriminator, Generator, eval_mode
 
@@ -210,22 +210,22 @@ def _build(
         shown = _inferred(found, image_size)
         hidden = _assumed(found, shown)
         hidden |= {k: v for k, v in given.items() if v is not None and k in hidden}
-        with Skeleton():
-            network = kind(**shown, **hidden)
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            network = kind(**shown, **hidden).to(torch.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}, but {error}") from error
     expected = network.state_dict()
     state: dict[str, Tensor] = {}
     for ours, layer in zip(_layer_names(expected), found.layers, strict=True):
-        width = len(layer["weight"])
+        weight = layer["weight"]
         extra = {"num_batches_tracked": torch.tensor(0)}  # which files from before PyTorch 0.4.1 lack
         if found.layout == "authors":  # until they are estimated
-            extra |= {"running_mean": torch.zeros(width), "running_var": torch.ones(width)}
+            extra |= {"running_mean": weight.new_zeros(len(weight)), "running_var": weight.new_ones(len(weight))}
         state |= {f"{ours}.{k}": v for k, v in extra.items() if f"{ours}.{k}" in expected}
         state |= {f"{ours}.{k}": v for k, v in layer.items()}
     expect_fit(state, expected, f"{name} does not fit {shown}")
     types = {tensor.dtype for tensor in state.values()} - {torch.float32, torch.int64}
-    network.load_state_dict({k: v.to(expected[k].dtype).contiguous() for k, v in state.items()}, assign=True)
+    network.load_state_dict(state)
     notes.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in shown.items() if v is not None))
     slope = ", LeakyReLU(0.2)" if kind is Discriminator else ", ReLU"
     unseen = [f"{k} {v}" + (" (given)" if given[k] is not None else "") for k, v in hidden.items()]
