@@ -1,0 +1,74 @@
+"""The moving average of a generator's weights, and the BatchNorm statistics that belong to it.
+
+Works on any module whose parameters and buffers stay in place.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from dcgan._modules import eval_mode
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def ema_weight(step: Tensor, decay: float) -> Tensor:
+    """Return the weight of the network in its average at `step` (a scalar, counted from 0): at the end 1 - `decay`.
+
+    A young average follows closely, with a weight of 9 / (10 + step), for the first weights say nothing.
+    """
+    return (9 / (10 + step)).clamp(min=1 - decay)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, weight: Tensor) -> None:
+    """Move the parameters of `average` towards those of `network` by `weight` in [0, 1], and copy its buffers."""
+    for mean, parameter in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(parameter, weight.to(mean.dtype))
+    for mean, buffer in zip(average.buffers(), network.buffers(), strict=True):
+        mean.copy_(buffer)
+
+
+def estimate_batchnorm_statistics(network: nn.Module, batches: Iterable[Tensor], *, unbiased: bool = True) -> None:
+    """Set the running statistics of every BatchNorm to the means of the batches' own means and variances.
+
+    Averaged weights never saw the statistics of the raw ones, so theirs are estimated before they are sampled or
+    published. On its way through the network a batch is normalised with its own statistics; dropout and all else are
+    as in evaluation.
+
+    Args:
+        network: Any module; it keeps its mode, and one without BatchNorm is left as it is.
+        batches: Its inputs, on its device, at least one batch.
+        unbiased: Average the unbiased variances, as PyTorch's running statistics and `update_bn` do; the paper's
+            authors freeze the mean of the biased ones (`infer_bnorm_stats` in their code).
+
+    Raises:
+        ValueError: If there is no batch.
+    """
+    norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
+    sums: dict[nn.Module, Tensor | float] = dict.fromkeys(norms, 0.0)
+
+    def add_statistics(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].to(torch.promote_types(inputs[0].dtype, torch.float32))
+        var, mean = torch.var_mean(values, [0, *range(2, values.dim())], correction=int(unbiased))
+        sums[norm] = sums[norm] + torch.stack([mean, var]).cpu().double()  # on the CPU, since MPS has no float64
+
+    hooks = [norm.register_forward_pre_hook(add_statistics) for norm in norms]
+    count = 0
+    try:
+        with eval_mode(network), torch.no_grad():
+            for norm in norms:
+                norm.train()
+            for batch in batches:
+                network(batch)
+                count += 1
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not count:
+        raise ValueError("batches must hold at least one batch to estimate statistics over")
+    for norm, total in sums.items():
+        mean, var = total / count
+        estimated = {"running_mean": mean, "running_var": var, "num_batches_tracked": torch.tensor(count)}
+        norm.load_state_dict({**norm.state_dict(), **estimated})
