@@ -1,9 +1,10 @@
 """Modules of any kind: copies of them, and their modes."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -11,16 +12,34 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def copy_module(module: Module, *, share: bool = False) -> Module:
-    """Return a copy with structure of its own, its tensors copied or, with `share`, the very same.
+    """Return a copy with a structure of its own, its tensors copied or, with `share`, the very same.
 
     Unlike `copy.deepcopy` it also takes modules that keep results of autograd as attributes, as the deprecated
     `torch.nn.utils.weight_norm` and `spectral_norm` do; in the copy these are constants until they are computed anew.
+    Hooks are called by the copy too, and the objects that they are methods of are not copied. With `share` the copy is
+    for use, not for change: registering a hook on it may register it on `module` as well.
     """
-    tensors = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
-    if share:
-        tensors += [*module.parameters(), *module.buffers()]
-    # deepcopy takes what the memo holds for copied already.
-    return copy.deepcopy(module, {id(tensor): tensor if share else tensor.detach().clone() for tensor in tensors})
+    memo: dict[int, Any] = {}  # what deepcopy takes for copied already
+    for part in module.modules():
+        for value in _leaves(vars(part)):
+            if share or not isinstance(value, Tensor):
+                memo[id(value)] = value
+            elif not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+        if share:  # a module's empty dictionaries of hooks are most of the time that a copy takes
+            memo |= {id(v): v for v in vars(part).values() if isinstance(v, OrderedDict) and not v}
+    return copy.deepcopy(module, memo)
+
+
+def _leaves(value: object) -> Iterator[object]:
+    """Yield the tensors, functions and methods in an attribute, except for methods of modules, which are copied."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, Tensor) or (callable(value) and not isinstance(getattr(value, "__self__", value), nn.Module)):
+        yield value
 
 
 @contextmanager
