@@ -1,11 +1,13 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from dcgan import Discriminator, Generator, cli
-from dcgan.bench import WORKS, benchmark, table
+from dcgan.bench import _COMPARISONS, SUITE, WORKLOADS, benchmark, table
 from dcgan.bench._contender import Dcgan, Tutorial, tutorial_networks
 
 TINY = {"image_size": 16, "channels": 1, "base_channels": 2, "batch_size": 4, "samples": 70, "repeats": 1}
@@ -16,31 +18,53 @@ def report():
     return benchmark(**TINY)
 
 
-def test_every_work_of_both_sides_is_timed_and_the_machine_is_named(report):
+def test_every_workload_is_timed_and_the_machine_is_described(report):
     assert report["machine"]["torch"] == torch.__version__
     assert report["machine"].keys() >= {"device", "processor", "threads", "python", "torchvision", "date"}
-    for work in WORKS:
-        if work != "start":
-            result = report[work]
-            assert result["beside_seconds"] > 0
-            assert result["ratio"] == result["beside_seconds"] / result["dcgan_seconds"]
+    for workload in WORKLOADS:
+        if workload != "start":
+            result = report[workload]
+            assert result["baseline_seconds"] > 0
+            assert result["ratio"] == result["baseline_seconds"] / result["dcgan_seconds"]
     assert report["start"].keys() == {"import_seconds", "help_seconds"}
-    assert all(0 < seconds < 60 for seconds in report["start"].values())
-    for side in ("tutorial", "dcgan"):
-        assert 2**26 < report["facts"][side]["memory"] < 2**36
-    assert report["facts"]["dcgan"]["matmul"] > 1e9
+    assert all(seconds > 0 for seconds in report["start"].values())
+    for contender in ("tutorial", "dcgan"):
+        assert 2**26 < report["profile"][contender]["peak_memory"] < 2**36
+    assert report["profile"]["dcgan"]["matmul_flops"] > 0
 
 
-def test_the_table_shows_all_of_it(report):
+def test_every_workload_has_a_comparison():
+    assert {*_COMPARISONS, "start"} == set(WORKLOADS)
+    assert {workload for settings in SUITE for workload in settings.get("workloads", ())} <= set(WORKLOADS)
+
+
+def test_the_table_shows_every_result(report):
     text = table(report)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + len(WORKS) + 1  # a head, and two rows for the start
+    assert len(rows) == 1 + len(WORKLOADS) + 1  # a head, and two rows for the start
+    assert rows[0] == "| workload | compared with | unit | baseline | dcgan | ratio |"
     assert torch.__version__ in text
-    assert "Peak of memory" in text
+    assert "Peak memory: tutorial " in text
 
 
-def test_the_operations_of_a_step_are_those_of_the_networks():
-    # 2.48 GFLOP an image at 64x64, by counting: shared by three passes of D and two of its gradients, and one of G.
+WITHOUT_RESOURCE = """
+import sys
+sys.modules["resource"] = None  # as on Windows
+from dcgan.bench import _contender
+import torch
+print(_contender.peak_memory(torch.device("cpu")))
+"""
+
+
+def test_peak_memory_is_optional_where_the_system_does_not_report_it(report):
+    command = [sys.executable, "-c", WITHOUT_RESOURCE]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "None\n"
+    profile = {name: {**values, "peak_memory": None} for name, values in report["profile"].items()}
+    assert "Peak memory: tutorial not available, dcgan not available." in table({**report, "profile": profile})
+
+
+def test_floating_point_operations_of_a_step_match_the_networks():
+    # 2.48 GFLOP per image at 64x64: three passes of D with two of its gradients, and one pass of G.
     generator, discriminator = tutorial_networks(image_size=64, channels=3, base_channels=64)
 
     def products(network, x):
@@ -61,25 +85,24 @@ def test_the_operations_of_a_step_are_those_of_the_networks():
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
-def test_the_tutorials_plain_networks_are_the_ones_we_name_after_it(size):
+def test_the_plain_tutorial_networks_equal_our_tutorial_architecture(size):
     shape = {"image_size": size, "channels": 3, "base_channels": 2}
-    for plain, kind in zip(tutorial_networks(**shape), (Generator, Discriminator), strict=True):
-        ours = kind(**shape)
+    for plain, network_class in zip(tutorial_networks(**shape), (Generator, Discriminator), strict=True):
+        ours = network_class(**shape)
         assert [value.shape for value in plain.state_dict().values()] == [v.shape for v in ours.state_dict().values()]
         ours.load_state_dict(dict(zip(ours.state_dict(), plain.state_dict().values(), strict=True)))
-        x = torch.randn(3, 100, 1, 1) if kind is Generator else torch.randn(3, 3, size, size)
+        x = torch.randn(3, 100, 1, 1) if network_class is Generator else torch.randn(3, 3, size, size)
         torch.testing.assert_close(ours(x).flatten(), plain(x).flatten(), rtol=1e-4, atol=1e-5)
 
 
-def test_both_sides_train_the_same_steps(tmp_path):
-    setting = {**TINY, "architecture": "tutorial", "precision": "fp32", "compile": "auto", "device": "cpu"}
-    setting |= {"folder": str(tmp_path), "images": 8, "latent_dim": 100}
-    sides = [kind(setting) for kind in (Tutorial, Dcgan)]
-    for side in sides:
-        before = [parameter.clone() for parameter in side.generator.parameters()]
-        assert side.step() == side.turns * 4
-        assert all(not torch.equal(a, b) for a, b in zip(before, side.generator.parameters(), strict=True))
-        assert side.sample() == 70
+def test_both_contenders_train_and_sample(tmp_path):
+    settings = {**TINY, "architecture": "tutorial", "precision": "fp32", "compile": "auto", "device": "cpu"}
+    settings |= {"folder": str(tmp_path), "images": 8, "latent_dim": 100}
+    for contender in (Tutorial(settings), Dcgan(settings)):
+        before = [parameter.clone() for parameter in contender.generator.parameters()]
+        assert contender.step() == contender.steps_per_run * 4
+        assert all(not torch.equal(a, b) for a, b in zip(before, contender.generator.parameters(), strict=True))
+        assert contender.sample() == 70
 
 
 @pytest.mark.parametrize(
@@ -88,29 +111,29 @@ def test_both_sides_train_the_same_steps(tmp_path):
         ({"repeats": 0}, "repeats must be at least 1, got 0"),
         ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
         ({"samples": 0}, "samples must be at least 1, got 0"),
-        ({"works": ("step", "dance")}, "works must be among step, .*, got 'dance'"),
+        ({"workloads": ("step", "dance")}, "workloads must be among step, .*, got 'dance'"),
     ],
 )
-def test_mistakes_are_said(changed, message):
+def test_invalid_arguments_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         benchmark(**{**TINY, **changed})
 
 
-def test_a_side_that_fails_is_said_and_ends_the_benchmark(capfd):
-    with pytest.raises(RuntimeError, match="a side of the benchmark ended with exit code 1"):
-        benchmark(**{**TINY, "image_size": 48, "works": ("step",)})
+def test_a_failing_contender_ends_the_benchmark(capfd):
+    with pytest.raises(RuntimeError, match="a contender of the benchmark ended with exit code 1"):
+        benchmark(**{**TINY, "image_size": 48, "workloads": ("step",)})
     assert "image_size must be a power of two, at least 16, got 48" in capfd.readouterr().err
 
 
-def test_the_command_prints_json_of_the_works_asked_for(capsys):
+def test_the_command_prints_json_of_the_requested_workloads(capsys):
     tiny = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
-    assert cli.main(["bench", *tiny, "--device", "cpu", "--work", "load", "sample", "--json"]) == 0
+    assert cli.main(["bench", *tiny, "--device", "cpu", "--workload", "load", "sample", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report.keys() == {"machine", "setting", "load", "sample", "facts"}
+    assert report.keys() == {"machine", "settings", "load", "sample", "profile"}
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_gpu_is_timed_too(precision):
+def test_benchmark_on_a_gpu(precision):
     report = benchmark(**TINY, precision=precision, device="cuda")
     assert report["machine"]["device"] == torch.cuda.get_device_name()

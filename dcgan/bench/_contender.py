@@ -1,13 +1,12 @@
-"""One side of the benchmark, in a process of its own: `python -m dcgan.bench._contender tutorial|dcgan`.
+"""One contender of the benchmark, in its own process: `python -m dcgan.bench._contender tutorial|dcgan`.
 
-The tutorial's side is the loop of PyTorch's public DCGAN tutorial, written out straightforwardly; the other is this
-package as the command line uses it. A process each, so that neither inherits the memory of the other, or its settings.
+`Tutorial` is the training loop of PyTorch's public DCGAN tutorial, written out plainly; `Dcgan` is this package as the
+command line uses it. Separate processes keep either from inheriting the other's memory or settings.
 
-Lines of JSON go in and out: first the setting, then a name of `Side.works` for each line that comes back.
+The protocol is lines of JSON: the settings come in first, then the name of a workload for each line of results.
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,59 +21,58 @@ from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcgan._allocator import keep_memory
+from dcgan._precision import DTYPES
 from dcgan.generate import default_batch_size, write_images
 from dcgan.models import Discriminator, Generator, weights_init
-from dcgan.trainer import DTYPES, Trainer
+from dcgan.trainer import Trainer
 
 
 class Contender:
-    """What both sides do with a setting, each in its own way; a work returns how many units it did."""
+    """The workloads of either contender; each method returns the number of units it processed."""
 
-    def __init__(self, setting: dict[str, Any]):
-        self.setting, self.device = setting, torch.device(setting["device"])
-        self.batch_size: int = setting["batch_size"]
-        self.samples: int = setting["samples"]
-        self.folder = Path(setting["folder"])
-        self.config = {name: setting[name] for name in ("image_size", "channels", "base_channels")}
+    def __init__(self, settings: dict[str, Any]):
+        self.settings, self.device = settings, torch.device(settings["device"])
+        self.batch_size: int = settings["batch_size"]
+        self.samples: int = settings["samples"]
+        self.folder = Path(settings["folder"])
+        self.config = {name: settings[name] for name in ("image_size", "channels", "base_channels")}
         shape = (self.batch_size, self.config["channels"], self.config["image_size"], self.config["image_size"])
         self.real = torch.rand(shape, device=self.device) * 2 - 1
-        # Steps a turn: a single one of a fast device, or of small images, is too short to time.
-        self.turns = 20 if self.device.type == "cuda" else min(16, -(-(2**20) // self.real.numel()))
-        self.works: dict[str, Callable[[], int]] = {
+        # A single step is too short to time on a fast device or for small images.
+        self.steps_per_run = 20 if self.device.type == "cuda" else min(16, -(-(2**20) // self.real.numel()))
+        self.workloads: dict[str, Callable[[], int]] = {
             name: getattr(self, name) for name in ("step", "serve", "epoch", "sample", "generate", "load")
         }
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
         """Build both networks on the device."""
-        name = self.setting["architecture"]
+        name = self.settings["architecture"]
         generator = Generator.from_architecture(name, **self.config)
         discriminator = Discriminator.from_architecture(name, **self.config)
         return generator.to(self.device), discriminator.to(self.device)
 
-    def facts(self) -> dict[str, float]:
-        """Return what is measured once: here, the peak of memory in bytes."""
-        if self.device.type == "cuda":
-            return {"memory": torch.cuda.max_memory_allocated(self.device)}
-        return {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    def profile(self) -> dict[str, float | None]:
+        """Measure once: here, the peak memory in bytes."""
+        return {"peak_memory": peak_memory(self.device)}
 
 
 class Tutorial(Contender):
-    """The tutorial: plain networks and layout, probabilities, four reads of results a step, files one by one."""
+    """The tutorial: plain layers and memory format, a sigmoid before the loss, metrics read in every step."""
 
-    def __init__(self, setting: dict[str, Any]):
-        super().__init__(setting)
+    def __init__(self, settings: dict[str, Any]):
+        super().__init__(settings)
         self.generator, self.discriminator = self.networks()
         self.generator.apply(weights_init)
         self.discriminator.apply(weights_init)
-        self.latent_dim = setting["latent_dim"]
+        self.latent_dim = settings["latent_dim"]
         self.criterion = nn.BCELoss()
         self.g_optimizer = torch.optim.Adam(self.generator.parameters(), lr=2e-4, betas=(0.5, 0.999))
         self.d_optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999))
         self.loader: Any = None
 
     def networks(self) -> tuple[nn.Module, nn.Module]:
-        """Build the tutorial's networks layer by layer; of other architectures there is only ours."""
-        if self.setting["architecture"] != "tutorial":
+        """Build the tutorial's networks layer by layer; other architectures use our classes."""
+        if self.settings["architecture"] != "tutorial":
             return super().networks()
         return tuple(network.to(self.device) for network in tutorial_networks(**self.config))  # type: ignore[return-value]  # two
 
@@ -104,37 +102,37 @@ class Tutorial(Contender):
         g_loss.item()
 
     def step(self) -> int:
-        """Train on one batch that is there."""
-        for _ in range(self.turns):
+        """Train on one batch in memory."""
+        for _ in range(self.steps_per_run):
             self._train(self.real)
-        return self.turns * self.batch_size
+        return self.steps_per_run * self.batch_size
 
     def _batches(self) -> Iterator[Tensor]:
         from torchvision import datasets, transforms
 
         side = self.config["image_size"]
         if self.loader is None:
-            steps = [transforms.Resize(side), transforms.CenterCrop(side), transforms.ToTensor()]
+            pipeline = [transforms.Resize(side), transforms.CenterCrop(side), transforms.ToTensor()]
             if self.config["channels"] == 1:
-                steps.append(transforms.Grayscale())
-            steps.append(transforms.Normalize((0.5,) * self.config["channels"], (0.5,) * self.config["channels"]))
+                pipeline.append(transforms.Grayscale())
+            pipeline.append(transforms.Normalize((0.5,) * self.config["channels"], (0.5,) * self.config["channels"]))
             self.loader = torch.utils.data.DataLoader(
-                datasets.ImageFolder(str(self.folder / "images"), transforms.Compose(steps)),
+                datasets.ImageFolder(str(self.folder / "images"), transforms.Compose(pipeline)),
                 batch_size=self.batch_size,
                 shuffle=True,
                 drop_last=True,
                 num_workers=2,
-                persistent_workers=True,  # kinder than the tutorial: a small set would mostly wait for new workers
+                persistent_workers=True,  # unlike the tutorial: a small data set would mostly wait for workers to start
             )
         for images, _ in self.loader:
             yield images.to(self.device)
 
     def serve(self) -> int:
-        """Read an epoch of batches from files, normalised."""
+        """Load one epoch of normalised batches from image files."""
         return sum(len(real) for real in self._batches())
 
     def epoch(self) -> int:
-        """Train on them."""
+        """Train for one epoch from image files."""
         done = 0
         for real in self._batches():
             self._train(real)
@@ -145,16 +143,16 @@ class Tutorial(Contender):
     def _sample(self) -> Tensor:
         self.generator.eval()
         z = torch.randn(self.samples, self.latent_dim, 1, 1, device=self.device)
-        images = torch.cat([self.generator(part) for part in torch.split(z, 64)])
+        images = torch.cat([self.generator(batch) for batch in torch.split(z, 64)])
         self.generator.train()
         return images
 
     def sample(self) -> int:
-        """Compute samples, 64 at a time."""
+        """Sample in batches of 64."""
         return len(self._sample())
 
     def generate(self) -> int:
-        """Write samples as files, one by one."""
+        """Write samples as PNG files, one by one."""
         from torchvision.utils import save_image
 
         with TemporaryDirectory(dir=self.folder) as out:
@@ -166,39 +164,39 @@ class Tutorial(Contender):
         """Build a generator and load its weights."""
         from safetensors.torch import load_file
 
-        network = Generator.from_architecture(self.setting["architecture"], **self.config)
+        network = Generator.from_architecture(self.settings["architecture"], **self.config)
         network.load_state_dict(load_file(self.folder / "model" / "model.safetensors"))
         network.eval()
         return 1
 
-    def facts(self) -> dict[str, float]:
-        """Add the floating-point operations of a step, an image."""
-        facts = super().facts()
+    def profile(self) -> dict[str, float | None]:
+        """Add the floating-point operations of a training step per image."""
+        profile = super().profile()
         with FlopCounterMode(display=False) as counter:
             self._train(self.real[:2])
-        return {**facts, "flop": counter.get_total_flops() / 2}
+        return {**profile, "flop_per_image": counter.get_total_flops() / 2}
 
 
 class Dcgan(Contender):
     """This package."""
 
-    def __init__(self, setting: dict[str, Any]):
+    def __init__(self, settings: dict[str, Any]):
         keep_memory()  # as the command line does
-        super().__init__(setting)
-        self.works |= {name: getattr(self, name) for name in ("archive", "load_file")}
+        super().__init__(settings)
+        self.workloads |= {name: getattr(self, name) for name in ("archive", "load_file")}
         networks = self.networks()
         self.generator, discriminator = cast("Generator", networks[0]), networks[1]
-        precision, compile_ = setting["precision"], setting["compile"]
+        precision, compile_ = settings["precision"], settings["compile"]
         self.trainer = Trainer(self.generator, discriminator, precision=precision, compile=compile_)
         self.dtype = DTYPES[precision]
         self.options: dict[str, Any] = {"batch_size": default_batch_size(self.generator), "dtype": self.dtype}
         self.batches: Iterator[Tensor] | None = None
 
     def step(self) -> int:
-        """Train on one batch that is there."""
-        for _ in range(self.turns):
+        """Train on one batch in memory."""
+        for _ in range(self.steps_per_run):
             self.trainer.step(self.real)
-        return self.turns * self.batch_size
+        return self.steps_per_run * self.batch_size
 
     def _stream(self) -> Iterator[Tensor]:
         if self.batches is None:
@@ -211,21 +209,21 @@ class Dcgan(Contender):
         return self.batches
 
     def serve(self) -> int:
-        """Read batches from the packed file, normalised."""
+        """Load normalised batches from the packed file."""
         from dcgan.images import from_uint8
 
         return sum(len(from_uint8(real)) for real in islice(self._stream(), -(-20_000 // self.batch_size)))
 
     def epoch(self) -> int:
-        """Train on them."""
+        """Train for one epoch from the packed file."""
         done = 0
-        for real in islice(self._stream(), self.setting["images"] // self.batch_size):
+        for real in islice(self._stream(), self.settings["images"] // self.batch_size):
             self.trainer.step(real)
             done += len(real)
         return done
 
     def sample(self) -> int:
-        """Compute samples."""
+        """Sample."""
         return len(self.generator.sample(self.samples, **self.options))
 
     def _write(self, name: str) -> int:
@@ -234,11 +232,11 @@ class Dcgan(Contender):
         return done
 
     def generate(self) -> int:
-        """Write samples as files."""
+        """Write samples as PNG files."""
         return self._write("images")
 
     def archive(self) -> int:
-        """Write samples as one archive."""
+        """Write samples as one `.npz` archive."""
         return self._write("images.npz")
 
     def load(self) -> int:
@@ -247,27 +245,27 @@ class Dcgan(Contender):
         return 1
 
     def load_file(self) -> int:
-        """Load the weights alone, which is as fast as loading gets."""
+        """Load only the weights, a lower bound of the time that loading takes."""
         from safetensors.torch import load_file
 
         load_file(self.folder / "model" / "model.safetensors")
         return 1
 
-    def facts(self) -> dict[str, float]:
-        """Add what the machine can do at most, in operations a second: a matrix product, and a convolution."""
-        facts = super().facts()
+    def profile(self) -> dict[str, float | None]:
+        """Add the highest throughput of the device in FLOP/s: of a matrix product, and of a convolution."""
+        profile = super().profile()
         side = 8192 if self.device.type == "cuda" else 2048
         matrix = torch.randn(side, side, device=self.device, dtype=self.dtype)
         layout = torch.channels_last
         n = 2048 if self.device.type == "cuda" else 128
         images = torch.randn(n, 128, 16, 16, device=self.device, dtype=self.dtype).to(memory_format=layout)
         kernels = torch.randn(256, 128, 4, 4, device=self.device, dtype=self.dtype).to(memory_format=layout)
-        matmul = 2 * side**3 / self._best(lambda: matrix @ matrix)
-        conv = 2 * n * 256 * 8 * 8 * 128 * 16 / self._best(lambda: conv2d(images, kernels, stride=2, padding=1))
-        return {**facts, "matmul": matmul, "conv": conv}
+        matmul = 2 * side**3 / self._shortest_time(lambda: matrix @ matrix)
+        conv = 2 * n * 256 * 8 * 8 * 128 * 16 / self._shortest_time(lambda: conv2d(images, kernels, None, 2, 1))
+        return {**profile, "matmul_flops": matmul, "conv_flops": conv}
 
-    def _best(self, work: Callable[[], object]) -> float:
-        return min(seconds_of(lambda: bool(work() is None) or 1, self.device)[0] for _ in range(10))
+    def _shortest_time(self, operation: Callable[[], Tensor]) -> float:
+        return min(time_workload(lambda: len(operation()), self.device)[0] for _ in range(10))
 
 
 def tutorial_networks(*, image_size: int, channels: int, base_channels: int) -> tuple[nn.Module, nn.Module]:
@@ -276,7 +274,7 @@ def tutorial_networks(*, image_size: int, channels: int, base_channels: int) -> 
     Raises:
         ValueError: If `image_size` is not 4 times a power of two, at least 16.
     """
-    depth = image_size.bit_length() - 4  # layers between the smallest map and the image
+    depth = image_size.bit_length() - 4  # layers between the 4×4 map and the image
     if image_size != 8 * 2**depth or depth < 1:
         raise ValueError(f"image_size must be a power of two, at least 16, got {image_size}")
     width = base_channels * 2**depth
@@ -296,16 +294,28 @@ def tutorial_networks(*, image_size: int, channels: int, base_channels: int) -> 
     return nn.Sequential(*up), nn.Sequential(*down)
 
 
-def seconds_of(work: Callable[[], int], device: torch.device) -> tuple[float, int]:
-    """Time a work until the device has done it; return the seconds, and the units it did."""
-    _wait(device)
-    began = time.perf_counter()
-    units = work()
-    _wait(device)
-    return time.perf_counter() - began, units
+def time_workload(run: Callable[[], int], device: torch.device) -> tuple[float, int]:
+    """Run a workload until the device has finished; return the seconds and the number of units."""
+    _synchronize(device)
+    start = time.perf_counter()
+    units = run()
+    _synchronize(device)
+    return time.perf_counter() - start, units
 
 
-def _wait(device: torch.device) -> None:
+def peak_memory(device: torch.device) -> int | None:
+    """Return the peak memory in bytes: allocated on a CUDA device, else resident; None on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -313,14 +323,16 @@ def _wait(device: torch.device) -> None:
 
 
 def main() -> None:
-    """Answer the benchmark, line by line."""
-    answer, sys.stdout = sys.stdout, sys.stderr  # nothing else may come between the lines
-    side = {"tutorial": Tutorial, "dcgan": Dcgan}[sys.argv[1]](json.loads(sys.stdin.readline()))
+    """Answer the benchmark's requests, line by line."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # other output must not mix with the answers
+    contender = {"tutorial": Tutorial, "dcgan": Dcgan}[sys.argv[1]](json.loads(sys.stdin.readline()))
     for line in sys.stdin:
         name = line.strip()
-        result = side.facts() if name == "facts" else seconds_of(side.works[name], side.device)
-        answer.write(json.dumps(result) + "\n")
-        answer.flush()
+        answer: object = (
+            contender.profile() if name == "profile" else time_workload(contender.workloads[name], contender.device)
+        )
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
