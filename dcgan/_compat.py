@@ -1,8 +1,22 @@
 """Every private interface of another library that the package uses, each with its reason."""
 
-from torch import nn
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
-def has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: "nn.Module") -> bool:
     """Return whether calling a module runs more than its `forward`: torch has no public way to ask for its hooks."""
     return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
+
+
+def release_from_capture(rng: "torch.Generator") -> None:
+    """Make a CUDA generator usable after a capture that failed: it would go on waiting for the capture's end.
+
+    `graphsafe_set_state` is not documented, and no documented call puts another state under the same generator.
+    """
+    import torch
+
+    rng.graphsafe_set_state(torch.Generator(rng.device).graphsafe_get_state())

@@ -1,4 +1,4 @@
-"""What a training step asks of optimisers beside their updates."""
+"""What a training step asks of optimisers, besides their updates."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,56 +8,68 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+# How an update is computed, which depends on the device and not on the training state.
+_IMPLEMENTATION_FLAGS = ("fused", "capturable", "foreach", "differentiable")
 
-def backward_and_step(optimizer: Optimizer, scaler: torch.amp.GradScaler, loss: Tensor) -> None:
-    """Take one step down the gradient of a loss."""
+
+def backward_and_step(
+    optimizer: Optimizer, scaler: torch.amp.GradScaler, loss: Tensor, *, max_grad_norm: float | None = None
+) -> None:
+    """Update an optimiser's parameters along the gradient of a loss, scaled against underflow and clipped if asked."""
     optimizer.zero_grad()
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward without types
+    if max_grad_norm is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(parameters_of(optimizer), max_grad_norm)
     scaler.step(optimizer)
     scaler.update()
 
 
 @contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Take a network's parameters out of the gradient for a while; each is then as it was."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    for parameter in trained:
+def freeze(network: nn.Module) -> Iterator[None]:
+    """Compute no gradients of a network's parameters for a while; afterwards each is as it was."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad = False
     try:
         yield
     finally:
-        for parameter in trained:
+        for parameter in trainable:
             parameter.requires_grad = True
 
 
-def hyperparameters(*optimizers: Optimizer) -> Iterator[str]:
-    """Yield all settings, such as learning rates, as text, but those that are tensors."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            plain = (value for name, value in group.items() if name != "params" and not isinstance(value, Tensor))
-            yield from map(repr, plain)
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Return the parameters of all groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def load(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load a state, but for the way updates are computed, which depends on the device and not on the state.
+def hyperparameters(optimizer: Optimizer) -> Iterator[tuple[str, str]]:
+    """Yield the plain settings of all groups, such as learning rates, as text; those that are tensors are left out."""
+    for group in optimizer.param_groups:
+        for name, value in group.items():
+            if name != "params" and not isinstance(value, Tensor):
+                yield name, repr(value)
+
+
+def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load a state, apart from how updates are computed.
 
     Raises:
         ValueError: If the state is of other parameters.
     """
-    ways = ("fused", "capturable", "foreach", "differentiable")
-    kept = [{name: group[name] for name in ways if name in group} for group in optimizer.param_groups]
+    flags = [{name: group[name] for name in _IMPLEMENTATION_FLAGS if name in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, way in zip(optimizer.param_groups, kept, strict=True):
-        group.update(way)
+    for group, own_flags in zip(optimizer.param_groups, flags, strict=True):
+        group.update(own_flags)
     match_memory_format(optimizer)
 
 
-def match_memory_format(*optimizers: Optimizer) -> None:
-    """Give moments the memory format of their weights, and tensors that are no other optimiser's.
+def match_memory_format(optimizer: Optimizer) -> None:
+    """Give moments the memory format of their weights, and tensors that no other optimiser holds.
 
     Fused optimisers walk weights and moments side by side in memory, whatever the strides of either.
     """
-    for parameter, moments in (item for optimizer in optimizers for item in optimizer.state.items()):
+    for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

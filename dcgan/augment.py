@@ -5,13 +5,16 @@ through the augmentation, so that its images do not show it. Shapes: N batch, K 
 in [-1, 1]; every image of a batch draws its own change from `rng`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dcgan._choices import AugmentationName
+
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+"""Images `(N, K, H, W)` and the generator of random numbers to images of the same shape, differentiably."""
 
 
 def color(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -51,21 +54,32 @@ def cutout(images: Tensor, rng: torch.Generator) -> Tensor:
     return images * ~inside
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {"color": color, "translation": translation, "cutout": cutout}
+AUGMENTATIONS: dict[AugmentationName, Augmentation] = {"color": color, "translation": translation, "cutout": cutout}
 """Every augmentation by name, in the order in which they are applied."""
 
 
-def augment(images: Tensor, names: Sequence[str], rng: torch.Generator) -> Tensor:
-    """Apply the named augmentations to images `(N, K, H, W)`; none leave them as they are.
+def get_augmentations(augmentations: Iterable[AugmentationName | Augmentation]) -> list[Augmentation]:
+    """Return the functions behind names, in the order of `AUGMENTATIONS`, and after them those given as functions.
 
     Raises:
         ValueError: If a name is not in `AUGMENTATIONS`.
     """
+    given = list(augmentations)
+    names = [item for item in given if isinstance(item, str)]
     if unknown := [name for name in names if name not in AUGMENTATIONS]:
-        raise ValueError(f"augmentations must be among {list(AUGMENTATIONS)}, got {unknown[0]!r}")
-    for name, function in AUGMENTATIONS.items():
-        if name in names:
-            images = function(images, rng)
+        raise ValueError(f"augmentations must be among {', '.join(AUGMENTATIONS)}, or functions, got {unknown[0]!r}")
+    ordered = [function for name, function in AUGMENTATIONS.items() if name in names]
+    return ordered + [item for item in given if not isinstance(item, str)]
+
+
+def augment(images: Tensor, augmentations: Iterable[AugmentationName | Augmentation], rng: torch.Generator) -> Tensor:
+    """Apply augmentations to images `(N, K, H, W)`, in the order of `get_augmentations`; none leave them as they are.
+
+    Raises:
+        ValueError: As `get_augmentations`.
+    """
+    for augmentation in get_augmentations(augmentations):
+        images = augmentation(images, rng)
     return images
 
 

@@ -26,8 +26,8 @@ def update_average(average: nn.Module, network: nn.Module, weight: Tensor) -> No
     """Move the parameters of `average` towards those of `network` by `weight` in [0, 1], and copy its buffers."""
     for mean, parameter in zip(average.parameters(), network.parameters(), strict=True):
         mean.lerp_(parameter, weight.to(mean.dtype))
-    for mean, buffer in zip(average.buffers(), network.buffers(), strict=True):
-        mean.copy_(buffer)
+    for copied, buffer in zip(average.buffers(), network.buffers(), strict=True):
+        copied.copy_(buffer)
 
 
 def estimate_batchnorm_statistics(network: nn.Module, batches: Iterable[Tensor], *, unbiased: bool = True) -> None:
@@ -47,12 +47,13 @@ def estimate_batchnorm_statistics(network: nn.Module, batches: Iterable[Tensor],
         ValueError: If there is no batch.
     """
     norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
-    sums: dict[nn.Module, Tensor | float] = dict.fromkeys(norms, 0.0)
+    sums: dict[nn.Module, Tensor] = {}
 
     def add_statistics(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         values = inputs[0].to(torch.promote_types(inputs[0].dtype, torch.float32))
         var, mean = torch.var_mean(values, [0, *range(2, values.dim())], correction=int(unbiased))
-        sums[norm] = sums[norm] + torch.stack([mean, var]).cpu().double()  # on the CPU, since MPS has no float64
+        batch = torch.stack([mean, var]).cpu().double()  # on the CPU, since MPS has no float64
+        sums[norm] = sums[norm] + batch if norm in sums else batch
 
     hooks = [norm.register_forward_pre_hook(add_statistics) for norm in norms]
     count = 0
@@ -68,7 +69,7 @@ def estimate_batchnorm_statistics(network: nn.Module, batches: Iterable[Tensor],
             hook.remove()
     if not count:
         raise ValueError("batches must hold at least one batch to estimate statistics over")
-    for norm, total in sums.items():
+    for module, total in sums.items():
         mean, var = total / count
-        estimated = {"running_mean": mean, "running_var": var, "num_batches_tracked": torch.tensor(count)}
-        norm.load_state_dict({**norm.state_dict(), **estimated})
+        estimated = {"running_mean": mean, "running_var": var, "num_batches_tracked": torch.tensor(count, device="cpu")}
+        module.load_state_dict({**module.state_dict(), **estimated})

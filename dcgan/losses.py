@@ -5,26 +5,39 @@ computed in float32 or better, whatever the precision of the logits.
 """
 
 from collections.abc import Callable
+from functools import partial
+from inspect import signature
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from dcgan._choices import LossName
 
-class Loss(NamedTuple):
-    """A pair of losses, both to be minimised."""
 
-    discriminator: Callable[[Tensor, Tensor], Tensor]
-    """Of the logits of real and of generated images."""
-    generator: Callable[[Tensor], Tensor]
-    """Of the logits of generated images."""
-    score: Callable[[Tensor], Tensor]
-    """Logits to the figure that is logged: D(x) in [0, 1] where the loss has one, else the logit itself."""
+def probability(logits: Tensor) -> Tensor:
+    """Return the D(x) in [0, 1] that the logits stand for."""
+    return _full(logits).sigmoid()
 
 
 def _full(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class Loss(NamedTuple):
+    """A pair of losses, both to be minimised; `Trainer(loss=Loss(...))` takes your own.
+
+    Attributes:
+        discriminator: Scalar of the logits `(N,)` of real and of generated images. With a keyword `real_target` it can
+            be smoothed.
+        generator: Scalar of the logits `(N,)` of generated images.
+        score: Logits to the figure that is logged: `probability` where the loss has one, else the logits themselves.
+    """
+
+    discriminator: Callable[..., Tensor]
+    generator: Callable[[Tensor], Tensor]
+    score: Callable[[Tensor], Tensor] = _full
 
 
 def cross_entropy_discriminator(real: Tensor, fake: Tensor, *, real_target: float = 1.0) -> Tensor:
@@ -72,18 +85,40 @@ def linear_generator(fake: Tensor) -> Tensor:
     return -_full(fake).mean()
 
 
-def _probability(logits: Tensor) -> Tensor:
-    return _full(logits).sigmoid()
-
-
-LOSSES: dict[str, Loss] = {
-    "non-saturating": Loss(cross_entropy_discriminator, non_saturating_generator, _probability),
-    "minimax": Loss(cross_entropy_discriminator, minimax_generator, _probability),
-    "hinge": Loss(hinge_discriminator, linear_generator, _full),
-    "least-squares": Loss(least_squares_discriminator, least_squares_generator, _full),
-    "wasserstein": Loss(wasserstein_discriminator, linear_generator, _full),
+LOSSES: dict[LossName, Loss] = {
+    "non-saturating": Loss(cross_entropy_discriminator, non_saturating_generator, probability),
+    "minimax": Loss(cross_entropy_discriminator, minimax_generator, probability),
+    "hinge": Loss(hinge_discriminator, linear_generator),
+    "least-squares": Loss(least_squares_discriminator, least_squares_generator),
+    "wasserstein": Loss(wasserstein_discriminator, linear_generator),
 }
-"""Every loss by name."""
+"""Every loss by name, as `Trainer(loss=...)` and `dcgan train --loss` take it."""
+
+
+def get_loss(loss: LossName | Loss, *, label_smoothing: float = 0.0) -> Loss:
+    """Return a loss by its name, or the one given, with targets for real images of 1 - `label_smoothing`.
+
+    Raises:
+        ValueError: If there is no loss of this name, or it has no targets to smooth.
+    """
+    name = loss if isinstance(loss, str) else "this Loss"
+    if isinstance(loss, str):
+        if loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, or a Loss, got {loss!r}")
+        loss = LOSSES[loss]
+    if not label_smoothing:
+        return loss
+    if "real_target" not in signature(loss.discriminator).parameters:
+        with_targets = [
+            key for key, value in LOSSES.items() if "real_target" in signature(value.discriminator).parameters
+        ]
+        raise ValueError(f"label_smoothing needs a loss with targets ({', '.join(with_targets)}), got {name!r}")
+    return loss._replace(discriminator=partial(loss.discriminator, real_target=1 - label_smoothing))
+
+
+Penalty = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor, torch.Generator], Tensor]
+"""Scalar that is added to the discriminator's loss: a function of the discriminator (images to logits `(N,)`), of real
+and generated images `(N, K, H, W)`, and of the generator that its random numbers come from."""
 
 
 def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, epsilon: Tensor) -> Tensor:
@@ -103,6 +138,21 @@ def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fa
 def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
     """‖∇D(x)‖² / 2 (Mescheder et al., 2018, Equation 9 at γ = 1), averaged over the batch `(N, K, H, W)`."""
     return _input_gradient(discriminator, real.detach()).square().sum(dim=1).mean() / 2
+
+
+def _gradient_penalty(
+    discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, rng: torch.Generator
+) -> Tensor:
+    epsilon = torch.rand(len(real), 1, 1, 1, generator=rng, device=real.device, dtype=real.dtype)
+    return gradient_penalty(discriminator, real, fake, epsilon)
+
+
+def _r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, _: Tensor, __: torch.Generator) -> Tensor:
+    return r1_penalty(discriminator, real)
+
+
+PENALTIES: dict[str, Penalty] = {"gradient_penalty": _gradient_penalty, "r1": _r1_penalty}
+"""Every penalty by the name of the argument of `Trainer` that is its weight."""
 
 
 def _input_gradient(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

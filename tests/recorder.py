@@ -5,10 +5,14 @@ function decides or computes in Python from one call to the next is frozen here 
 the recording does execute, so everything that can change is put back afterwards.
 """
 
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from dcgan._cuda_graphs import CudaGraphStep
 
 SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
 
@@ -47,27 +51,38 @@ def aliases(tree):
     return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def recorder(trainer):
-    """Return what records a step of `trainer`, and leaves it as it was."""
+class RecordedStep(CudaGraphStep):
+    """A `CudaGraphStep` on the CPU, which records a step of `trainer` and leaves the trainer as it was."""
 
-    def record(body):
-        state = tensors_of(trainer)
+    def __init__(self, trainer):
+        super().__init__(trainer._train_on, trainer.device, trainer._rng)
+        self.trainer = trainer
+
+    @contextmanager
+    def warm_up(self, *, is_last):
+        yield []
+
+    def capture(self, body):
+        state = tensors_of(self.trainer)
         before = [tensor.detach().clone() for tensor in state]
-        rng = trainer._rng.get_state()
+        rng = self.trainer._rng.get_state()
         recording = Recording()
         with recording:
             body()
         with torch.no_grad():
             for tensor, value in zip(state, before, strict=True):
                 tensor.copy_(value)
-        trainer._rng.set_state(rng)
+        self.trainer._rng.set_state(rng)
         return recording
-
-    return record
 
 
 def tensors_of(trainer):
     """Return every tensor that a step writes to."""
+    return [*state_of(trainer), *trainer._monitor.tensors()]
+
+
+def state_of(trainer):
+    """Return every tensor that decides the next step."""
     networks = [trainer.generator, trainer.discriminator, trainer.ema]
     tensors = [tensor for network in networks if network is not None for tensor in network.state_dict().values()]
     for optimizer in (trainer.g_optimizer, trainer.d_optimizer):
@@ -76,4 +91,4 @@ def tensors_of(trainer):
         ]
     for scaler in (trainer.g_scaler, trainer.d_scaler):
         tensors += [scaler._scale, scaler._growth_tracker] if scaler.is_enabled() else []
-    return [*tensors, trainer._first_bad]
+    return tensors

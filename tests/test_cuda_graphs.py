@@ -12,11 +12,9 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from recorder import recorder, tensors_of
+from recorder import RecordedStep, state_of
 
-from dcgan import Discriminator, Generator, Trainer
-from dcgan import _cuda_graphs as capture
-from dcgan._cuda_graphs import CudaGraphStep
+from dcgan import Discriminator, Generator, Trainer, _cuda_graphs
 
 OPTIONS = [
     {},
@@ -38,7 +36,7 @@ def trainer_of(*, captured, d_norm="batch", **options):
     generator, discriminator = Generator(latent_dim=4, **small), Discriminator(norm=d_norm, **small)
     trainer = Trainer(generator, discriminator, seed=5, **options)
     if captured:
-        trainer._captured = CudaGraphStep(trainer._update, recorder(trainer), lambda last: nullcontext([]))
+        trainer._cuda_graphs = RecordedStep(trainer)
     return trainer
 
 
@@ -48,7 +46,7 @@ def batches(n, size=6):
 
 
 def assert_same(one, other):
-    for ours, theirs in zip(tensors_of(one), tensors_of(other), strict=True):
+    for ours, theirs in zip(state_of(one), state_of(other), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -60,7 +58,7 @@ def test_steps_and_states_are_the_same_bits(options):
         metrics, expected = captured.step(real), plain.step(real)
         assert metrics.keys() == expected.keys()
         kept.append((metrics, expected))
-    assert captured._captured._replays
+    assert captured._cuda_graphs._graphs
     assert_same(captured, plain)
     for metrics, expected in kept:  # read only now: no replay may have written over what an earlier one returned
         for name, value in expected.items():
@@ -101,7 +99,7 @@ def test_batches_of_another_size_and_kind_are_steps_of_their_own():
         for trainer in (captured, plain):
             trainer.step(batches(1, size)[0])
             trainer.step(batches(1, size)[0] / 127.5 - 1)
-    assert len(captured._captured._replays) == 4
+    assert len(captured._cuda_graphs._graphs) == 4
     assert_same(captured, plain)
 
 
@@ -111,7 +109,7 @@ def test_a_new_learning_rate_is_obeyed():
         for trainer in (captured, plain):
             trainer.g_optimizer.param_groups[0]["lr"] = 1e-3 if index < 10 else 1e-4
             trainer.step(real)
-    assert len(captured._captured._replays) == 2
+    assert len(captured._cuda_graphs._graphs) == 2
     assert_same(captured, plain)
 
 
@@ -121,7 +119,7 @@ def test_settings_of_any_kind_are_told_apart():
         trainer.d_optimizer.param_groups[0]["betas"] = [0.5, 0.999]
         for real in batches(6):
             trainer.step(real)
-    assert len(captured._captured._replays) == 1
+    assert len(captured._cuda_graphs._graphs) == 1
     assert_same(captured, plain)
 
 
@@ -131,20 +129,20 @@ def test_a_learning_rate_that_changes_at_every_step_is_never_recorded():
         for trainer in (captured, plain):
             trainer.g_optimizer.param_groups[0]["lr"] = 1e-3 / (index + 1)
             trainer.step(real)
-    assert not captured._captured._replays
+    assert not captured._cuda_graphs._graphs
     assert_same(captured, plain)
 
 
 def test_a_step_that_waits_for_the_device_runs_as_it_is_and_that_is_said_once(caplog):
     trainer = trainer_of(captured=True, loss="hinge")
-    update = trainer._captured._work
+    update = trainer._cuda_graphs._step
 
     def waiting(*arguments):
         metrics = update(*arguments)
         metrics["d_loss"].item()
         return metrics
 
-    trainer._captured._work = waiting
+    trainer._cuda_graphs._step = waiting
     plain = trainer_of(captured=False, loss="hinge")
     with caplog.at_level(logging.WARNING, "dcgan"):
         for real in batches(10):
@@ -152,8 +150,8 @@ def test_a_step_that_waits_for_the_device_runs_as_it_is_and_that_is_said_once(ca
             plain.step(real)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "further kinds of step run kernel by kernel, for they cannot be captured: "
-        "operation not permitted when stream is capturing: _local_scalar_dense"
+        "no further CUDA graphs: the training step cannot be captured "
+        "(operation not permitted when stream is capturing: _local_scalar_dense)"
     )
     for ours, theirs in zip(trainer.generator.parameters(), plain.generator.parameters(), strict=True):
         assert torch.isfinite(ours).all()
@@ -164,17 +162,17 @@ def test_a_step_that_was_seen_to_wait_is_never_recorded(caplog):
     trainer = trainer_of(captured=True)
     asked = []
 
-    def beside(last):
-        asked.append(last)
-        return nullcontext(["train.py, line 7, waits for the device"] if last else [])
+    def warm_up(*, is_last):
+        asked.append(is_last)
+        return nullcontext(["train.py, line 7, waits for the device"] if is_last else [])
 
-    trainer._captured._beside = beside
+    trainer._cuda_graphs.warm_up = warm_up
     for real in batches(6):
         trainer.step(real)
     assert asked == [False, False, True, False, False, False]
-    assert not trainer._captured._replays
+    assert not trainer._cuda_graphs._graphs
     (record,) = caplog.records
-    assert record.getMessage().endswith("cannot be captured: train.py, line 7, waits for the device")
+    assert record.getMessage().endswith("cannot be captured (train.py, line 7, waits for the device)")
 
 
 def test_waits_are_noted_with_their_place_and_other_warnings_passed_on(monkeypatch):
@@ -188,7 +186,7 @@ def test_waits_are_noted_with_their_place_and_other_warnings_passed_on(monkeypat
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with capture._noted_waits() as waits:
+        with _cuda_graphs.find_synchronizations() as waits:
             warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
             warnings.warn("something else", stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["something else"]
@@ -201,7 +199,7 @@ def test_divergence_is_found_at_its_step():
     trainer = trainer_of(captured=True)
     for index, real in enumerate(batches(12)):
         trainer.step(real / 127.5 - 1 if index != 9 else torch.full((6, 1, 16, 16), torch.nan))
-    assert len(trainer._captured._replays) == 1
+    assert len(trainer._cuda_graphs._graphs) == 1
     with pytest.raises(FloatingPointError, match="step 9: the real images turned non-finite"):
         trainer.check()
 
@@ -211,8 +209,8 @@ def test_there_is_a_limit_to_recordings(caplog):
     for size in range(2, 14):
         for real in batches(4, size):
             trainer.step(real)
-    assert len(trainer._captured._replays) == 8
-    assert "8 kinds of step are recorded already" in caplog.text
+    assert len(trainer._cuda_graphs._graphs) == 8
+    assert "there are 8 CUDA graphs already" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -261,13 +259,13 @@ def test_compilation_is_for_long_fits(monkeypatch):
     for compile_, steps, expected in [("auto", 20_000, 1), ("auto", 19_999, 0), ("graph", 20_000, 0)]:
         calls.clear()
         trainer = trainer_of(captured=True, compile=compile_)
-        list(trainer.fit(batches(2), steps))
-        list(trainer.fit(batches(2), steps + 2))  # and once only
+        for done in (0, 1):
+            next(trainer.iterate(batches(2), steps + done))  # the second time must not compile again
         assert len(calls) == expected
 
 
 def test_compiling_is_for_gpus(caplog):
     trainer_of(captured=False, compile="full")
-    assert "compile='full' is for CUDA devices: on cpu, steps run as they are" in caplog.text
+    assert "compile='full' is for CUDA devices: on cpu, steps run without it" in caplog.text
     with pytest.raises(ValueError, match="compile must be one of auto, off, graph, full, got 'fast'"):
         trainer_of(captured=False, compile="fast")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import dcgan.trainer
 from dcgan import Discriminator, Generator, Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")]
@@ -51,7 +52,7 @@ def test_a_step_on_a_gpu_agrees_with_one_on_the_cpu(precision, tolerance, monkey
     results = []
     for device, mode in (("cpu", "fp32"), ("cuda", precision)):
         trainer = Trainer(*pair(device), precision=mode)
-        monkeypatch.setattr(trainer, "_draw", lambda n, device=device: z.to(device))
+        monkeypatch.setattr(dcgan.trainer, "sample_latents", lambda *_, device=device, **__: z.to(device))
         results.append({name: value.item() for name, value in trainer.step(real).items()})
         trainer.check()
     for name, value in results[0].items():
@@ -73,7 +74,7 @@ def test_a_captured_step_is_the_eager_one(precision, steps, compile_):
         for name, value in expected.items():
             torch.testing.assert_close(metrics[name], value, rtol=TOLERANCE[precision], atol=TOLERANCE[precision])
         assert deviation(captured, plain) < 10 * TOLERANCE[precision]
-    assert captured._captured._replays
+    assert captured._cuda_graphs._graphs
     captured.check()
 
 
@@ -88,7 +89,7 @@ def test_every_kind_of_step_is_captured(options, caplog):
         assert expected.keys() == metrics.keys()
         for name, value in expected.items():
             torch.testing.assert_close(metrics[name], value, rtol=1e-3, atol=1e-3)
-    assert captured._captured._replays
+    assert captured._cuda_graphs._graphs
     assert "cannot be captured" not in caplog.text
     captured.check()
 
@@ -119,7 +120,7 @@ def test_a_step_that_waits_for_the_device_is_not_captured_and_trains_all_the_sam
     trainer = Trainer(generator, discriminator, g_optimizer=Waiting(generator.parameters(), lr=1e-3))
     for _ in range(6):
         trainer.step(pixels())
-    assert not trainer._captured._replays
+    assert not trainer._cuda_graphs._graphs
     (record,) = caplog.records
     assert "test_gpu.py, line" in record.getMessage()
     assert "waits for the device" in record.getMessage()
@@ -128,7 +129,7 @@ def test_a_step_that_waits_for_the_device_is_not_captured_and_trains_all_the_sam
 
 def test_a_capture_that_fails_leaves_training_as_it_was(caplog, monkeypatch):
     trainer, plain = trainer_of(), trainer_of(compile="off")
-    update = trainer._captured._work
+    update = trainer._cuda_graphs._step
 
     def failing(*arguments):
         metrics = update(*arguments)
@@ -136,7 +137,7 @@ def test_a_capture_that_fails_leaves_training_as_it_was(caplog, monkeypatch):
             metrics["d_loss"].item()
         return metrics
 
-    trainer._captured._work = failing
+    trainer._cuda_graphs._step = failing
     for _ in range(6):
         real = pixels()
         metrics, expected = trainer.step(real), plain.step(real)
@@ -182,7 +183,7 @@ def test_a_state_of_the_cpu_is_captured_all_the_same(tmp_path):
     trainer.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for _ in range(6):
         trainer.step(pixels())
-    assert trainer._captured._replays
+    assert trainer._cuda_graphs._graphs
     trainer.check()
 
 

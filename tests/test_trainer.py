@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dcgan import Discriminator, Generator, Trainer
-from dcgan._optim import frozen
+from dcgan._optim import freeze
 from dcgan.latents import derive_seed
 from dcgan.losses import LOSSES
 
@@ -150,13 +150,11 @@ def test_the_generators_turn_leaves_the_discriminators_gradients_alone():
     generator, discriminator = networks()
     trainer = Trainer(generator, discriminator)
     after_d = {}
-    original = trainer._update_generator
 
-    def watched(fake):
+    def keep_gradients(*_):
         after_d.update({name: p.grad.clone() for name, p in discriminator.named_parameters()})
-        return original(fake)
 
-    trainer._update_generator = watched
+    trainer.d_optimizer.register_step_post_hook(keep_gradients)
     trainer.step(batches(1)[0])
     assert after_d
     for name, parameter in discriminator.named_parameters():
@@ -168,7 +166,7 @@ def test_freezing_restores_each_parameter_also_after_an_error():
     _, discriminator = networks()
     first, *others = discriminator.parameters()
     first.requires_grad = False
-    with pytest.raises(ZeroDivisionError), frozen(discriminator):
+    with pytest.raises(ZeroDivisionError), freeze(discriminator):
         assert not any(p.requires_grad for p in discriminator.parameters())
         _ = 1 / 0
     assert not first.requires_grad
@@ -386,13 +384,13 @@ def test_a_step_does_not_touch_the_global_random_state():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_fit_stops_at_the_total_and_yields_every_step():
+def test_iterate_stops_at_the_total_and_yields_every_step():
     trainer = Trainer(*networks())
     endless = iter(lambda: batches(1)[0], None)
-    assert len(list(trainer.fit(endless, 3))) == 3
-    assert len(list(trainer.fit(endless, 5))) == 2
+    assert len(list(trainer.iterate(endless, 3))) == 3
+    assert len(list(trainer.iterate(endless, 5))) == 2
     assert trainer.steps == 5
-    assert list(trainer.fit(endless, 5)) == []
+    assert list(trainer.iterate(endless, 5)) == []
 
 
 # Divergence
@@ -439,17 +437,25 @@ def test_fit_looks_for_divergence_by_itself():
     generator, discriminator = networks()
     trainer = Trainer(generator, discriminator, lr=1e30)
     with pytest.raises(FloatingPointError, match=r"step \d: the (generator|discriminator)"):
-        list(trainer.fit(iter(lambda: batches(1, n=2)[0], None), 200))
+        trainer.fit(iter(lambda: batches(1, n=2)[0], None), 200)
     assert trainer.steps == 100
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"loss": "bce"}, "loss must be one of non-saturating, minimax, hinge, least-squares, wasserstein, got 'bce'"),
+        (
+            {"loss": "bce"},
+            "loss must be one of non-saturating, minimax, hinge, least-squares, wasserstein, or a Loss, got 'bce'",
+        ),
         ({"precision": "tf32"}, "precision must be one of fp32, bf16, fp16, got 'tf32'"),
         ({"schedule": "random"}, "schedule must be one of together, alternate, got 'random'"),
-        ({"augmentations": ["flip"]}, "augmentations must be one of color, translation, cutout, got 'flip'"),
+        (
+            {"augmentations": ["flip"]},
+            "augmentations must be among color, translation, cutout, or functions, got 'flip'",
+        ),
+        ({"g_lr": 0.0}, "g_lr must be above 0, got 0.0"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm must be above 0, got -1.0"),
         ({"d_steps": 0}, "d_steps must be at least 1, got 0"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\) or None, got 1.0"),
         ({"gradient_penalty": -1.0}, "gradient_penalty must not be negative, got -1.0"),
@@ -535,11 +541,10 @@ def test_optimisers_that_stepped_before_go_on_as_they_would_have():
 
 
 @pytest.mark.parametrize("option", ["r1", "gradient_penalty"])
-def test_penalties_are_in_full_precision_also_inside_autocast(option, monkeypatch):
+def test_penalties_are_in_full_precision_also_inside_autocast(option):
     seen = []
     trainer = Trainer(*networks(norm="none"), loss="wasserstein", precision="bf16", **{option: 1.0})
-    original = trainer._logits
-    monkeypatch.setattr(trainer, "_logits", lambda *a, **k: seen.append(logits := original(*a, **k)) or logits)
+    trainer.discriminator.register_forward_hook(lambda *call: seen.append(call[-1]))
     with torch.autocast("cpu", torch.bfloat16):
         trainer.step(batches(1)[0])
     assert [logits.dtype for logits in seen] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.bfloat16]
@@ -551,35 +556,268 @@ def test_half_precision_weights_are_refused():
         Trainer(generator, discriminator.bfloat16())
 
 
-def test_training_does_not_use_the_latents_that_samples_show(monkeypatch):
+def test_training_does_not_use_the_latents_that_samples_show():
     from dcgan.latents import seeded_latents
 
     generator, discriminator = networks()
     trainer = Trainer(generator, discriminator, seed=5)
     seen = []
-    original = trainer._draw
-    monkeypatch.setattr(trainer, "_draw", lambda n: seen.append(z := original(n)) or z)
+    generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     for real in batches(3):
         trainer.step(real)
     shown = {tuple(row) for row in seeded_latents(1024, 6, seed=5).tolist()}
     assert not shown & {tuple(row) for z in seen for row in z.tolist()}
 
 
-def test_real_and_generated_images_are_augmented_wherever_the_discriminator_looks(monkeypatch):
-    import dcgan.trainer
-    from dcgan.augment import augment
-
-    seen = []
-    monkeypatch.setattr(
-        dcgan.trainer, "augment", lambda images, names, rng: seen.append(list(names)) or augment(images, names, rng)
-    )
-    Trainer(*networks(), augmentations=["cutout", "color"]).step(batches(1)[0])
-    assert seen == [["cutout", "color"]] * 3
-
-    generator, discriminator = networks()
+def test_real_and_generated_images_are_augmented_wherever_the_discriminator_looks():
     blind = []
-    monkeypatch.setattr(dcgan.trainer, "augment", lambda images, names, rng: blind.append(1) or images * 0)
-    trainer = Trainer(generator, discriminator)
+    trainer = Trainer(*networks(), augmentations=[lambda images, rng: blind.append(images) or images * 0])
     first = trainer.step(batches(1)[0])
     assert len(blind) == 3
     assert first["d_real"] == first["d_fake"]  # what augmentation makes of an image is all that is judged
+
+
+# What users bring
+
+
+def test_losses_penalties_and_augmentations_may_be_functions():
+    """Each equals the built-in of the same mathematics, so nobody has to subclass or to change a dictionary."""
+    from dcgan.augment import translation
+    from dcgan.losses import Loss, hinge_discriminator, linear_generator, r1_penalty
+
+    named, given = (
+        Trainer(*networks(norm="none"), loss="hinge", r1=3.0, augmentations=["translation"]),
+        Trainer(
+            *networks(norm="none"),
+            loss=Loss(hinge_discriminator, linear_generator),
+            penalties=[lambda discriminator, real, fake, rng: 3.0 * r1_penalty(discriminator, real)],
+            augmentations=[translation],
+        ),
+    )
+    for real in batches(3):
+        assert_identical(named.step(real), given.step(real))
+    assert_identical(named.state_dict(), given.state_dict())
+
+
+def test_each_network_may_have_a_rate_of_its_own():
+    trainer = Trainer(*networks(), lr=1e-3, d_lr=4e-4)
+    assert trainer.g_optimizer.param_groups[0]["lr"] == 1e-3
+    assert trainer.d_optimizer.param_groups[0]["lr"] == 4e-4
+    assert Trainer(*networks(), g_lr=5e-5).g_optimizer.param_groups[0]["lr"] == 5e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gradients_are_clipped_to_the_norm(precision):
+    generator, discriminator = networks()
+    optimizers = {
+        "g_optimizer": torch.optim.SGD(generator.parameters(), 1.0),
+        "d_optimizer": torch.optim.SGD(discriminator.parameters(), 1.0),
+    }
+    trainer = Trainer(generator, discriminator, max_grad_norm=1e-2, precision=precision, **optimizers)
+    for real in batches(12):  # the first ones of fp16 overflow, and are skipped
+        before = weights(generator).clone(), weights(discriminator).clone()
+        trainer.step(real)
+    for was, network in zip(before, (generator, discriminator), strict=True):
+        torch.testing.assert_close((weights(network) - was).norm(), torch.tensor(1e-2), rtol=1e-3, atol=0)
+
+
+class Flat(nn.Module):
+    """A discriminator as people write them: `view` needs images that are contiguous."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, padding=1)
+        self.linear = nn.Linear(3 * 16 * 16, 1)
+
+    def forward(self, image):
+        image = image.view(len(image), 1, 16, 16)
+        return self.linear(self.conv(image).view(len(image), -1)).view(-1)
+
+
+def test_modules_that_view_their_input_keep_their_memory_format():
+    trainer = Trainer(networks()[0], Flat(), gradient_penalty=1.0)
+    for real in batches(2):
+        trainer.step(real.to(memory_format=torch.channels_last))  # as `Batches` serves them
+    assert trainer.discriminator.conv.weight.is_contiguous()
+    generator, discriminator = networks()
+    Trainer(generator, discriminator)
+    assert discriminator.blocks["4x4"].conv.weight.is_contiguous(memory_format=torch.channels_last)
+    generator, discriminator = networks()
+    Trainer(generator, discriminator, memory_format=torch.contiguous_format)
+    assert discriminator.blocks["4x4"].conv.weight.is_contiguous()
+
+
+def test_submodules_in_evaluation_mode_stay_in_it():
+    generator, discriminator = networks()
+    generator.blocks["4x4"].norm.eval()
+    trainer = Trainer(generator, discriminator.eval())
+    before = generator.blocks["4x4"].norm.running_mean.clone()
+    for real in batches(2):
+        trainer.step(real)
+    assert torch.equal(generator.blocks["4x4"].norm.running_mean, before)
+    assert generator.blocks["8x8"].norm.training
+    assert all(module.training for module in discriminator.modules())
+
+
+class Noisy(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.layers(x + 0.1 * torch.randn_like(x))
+
+
+def test_dropout_and_noise_inside_the_networks_are_a_function_of_seed_and_step():
+    def built():
+        torch.manual_seed(0)
+        generator = Noisy(nn.Linear(6, 256), nn.Unflatten(1, (1, 16, 16)), nn.Tanh())
+        return Trainer(generator, Noisy(nn.Dropout(), nn.Flatten(), nn.Linear(256, 1)), latent_dim=6)
+
+    reals = batches(6)
+    unbroken = built()
+    for real in reals[:3]:
+        unbroken.step(real)
+    state = copy.deepcopy(unbroken.state_dict())
+    expected = [unbroken.step(real) for real in reals[3:]]
+    resumed = built()
+    torch.manual_seed(12345)
+    before = torch.get_rng_state()
+    resumed.load_state_dict(state)
+    assert_identical([resumed.step(real) for real in reals[3:]], expected)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_is_trained_cannot_be_swapped_unnoticed():
+    trainer = Trainer(*networks())
+    for name in ("generator", "discriminator", "ema", "g_optimizer", "d_optimizer", "loss"):
+        with pytest.raises(AttributeError, match=f"property {name!r} of 'Trainer' object has no setter"):
+            setattr(trainer, name, None)
+    state = {name: tensor.clone() for name, tensor in trainer.generator.state_dict().items()}
+    trainer.generator.load_state_dict(state, assign=True)
+    with pytest.raises(
+        RuntimeError, match=r"parameters of the generator were replaced .* load_state_dict\(assign=True\)"
+    ):
+        trainer.step(batches(1)[0])
+    assert trainer.steps == 0
+
+
+def test_optimisers_of_other_parameters_are_refused_and_of_some_are_named(caplog):
+    generator, discriminator = networks()
+    with pytest.raises(ValueError, match="g_optimizer holds no parameter of the generator"):
+        Trainer(generator, discriminator, g_optimizer=torch.optim.SGD(discriminator.parameters(), 0.1))
+    head = torch.optim.SGD(discriminator.head.parameters(), 0.1)
+    Trainer(generator, discriminator, d_optimizer=head)
+    assert "trainable parameters of the discriminator are not in its optimiser" in caplog.text
+    caplog.clear()
+    discriminator.blocks.requires_grad_(requires_grad=False)
+    Trainer(generator, discriminator, d_optimizer=head)
+    assert not caplog.records
+
+
+def test_fit_trains_and_says_when_it_cannot(caplog):
+    trainer = Trainer(*networks())
+    assert trainer.fit(batches(2), 5) is None  # a loader is gone through again
+    assert trainer.steps == 5
+    with pytest.raises(RuntimeError, match="batches ended at step 7 of 9: pass a loader"):
+        trainer.fit(iter(batches(2)), 9)
+    with pytest.raises(ValueError, match="batches must hold at least one batch"):
+        trainer.fit([], 9)
+    assert not caplog.records
+    trainer.fit(batches(1), 7)
+    assert "nothing to train: 7 of 7 steps are done" in caplog.text
+
+
+def test_batches_that_cannot_be_meant_are_named(caplog):
+    images, labels = batches(1)[0], torch.zeros(8)
+    with pytest.raises(TypeError, match=r"got a list: of a loader's \(images, labels\), pass the images"):
+        Trainer(*networks()).step([images, labels])
+    with pytest.raises(
+        ValueError, match=r"real images lie in \[.*, 2.*\], and the generator's in \[-1, 1\]: pass uint8"
+    ):
+        Trainer(*networks()).step((images + 1) * 127.5)
+    assert not caplog.records
+    trainer = Trainer(*networks())
+    for real in batches(12):
+        trainer.step((real + 1) / 2)
+    trainer.check()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("real images lie in [")
+    assert record.getMessage().endswith("[-1, 1]: pass uint8 images, or Normalize(0.5, 0.5) after ToTensor")
+    caplog.clear()
+    torch.manual_seed(0)
+    Trainer(Generator(latent_dim=6, output="sigmoid", **TINY), Discriminator(**TINY)).step(images)
+    assert "and the generator's in [0, 1]" in caplog.text
+
+
+def test_images_on_a_device_are_judged_by_what_the_steps_noted(caplog):
+    trainer = Trainer(*networks())
+    trainer._monitor.expect_range = lambda _: None  # as for a batch that is on the device already
+    for real in batches(3):
+        trainer.step((real + 1) * 127.5)
+    assert not caplog.records
+    trainer.check()
+    assert "pass uint8 images, or scale them" in caplog.text
+
+
+class Probability(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(256, 1))
+
+    def forward(self, image):
+        return self.layers(image).sigmoid()
+
+
+def test_a_discriminator_that_ends_in_a_sigmoid_is_named_once(caplog):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(256, 1), nn.Sigmoid())
+    Trainer(networks()[0], module)
+    assert caplog.messages == ["the discriminator ends in a sigmoid, and the loss takes logits: leave the sigmoid out"]
+    caplog.clear()
+    trainer = Trainer(networks()[0], Probability())  # which only its outputs give away
+    trainer.fit(batches(2), 250)
+    (message,) = caplog.messages
+    assert message.startswith("the discriminator's outputs lie in [0.")
+    caplog.clear()
+    Trainer(networks()[0], Probability(), loss="least-squares").fit(batches(2), 20)
+    Trainer(*networks()).fit(batches(2), 20)
+    assert not caplog.messages
+
+
+def test_a_gradient_penalty_with_batchnorm_is_named(caplog):
+    Trainer(*networks(), loss="wasserstein", gradient_penalty=10.0)
+    assert 'norm="layer" or norm="none" suits it' in caplog.text
+    caplog.clear()
+    Trainer(*networks(norm="layer"), loss="wasserstein", gradient_penalty=10.0)
+    assert not caplog.messages
+
+
+def test_a_state_with_another_rate_says_so(caplog):
+    state = Trainer(*networks(), lr=1e-3).state_dict()
+    trainer = Trainer(*networks(), lr=1e-4)
+    trainer.load_state_dict(state)
+    assert caplog.messages == [
+        "the loaded state sets lr of g_optimizer to 0.001, which was 0.0001",
+        "the loaded state sets lr of d_optimizer to 0.001, which was 0.0001",
+    ]
+    caplog.clear()
+    trainer.load_state_dict(trainer.state_dict())
+    assert not caplog.messages
+
+
+def test_a_trainer_works_in_contexts_of_another_device_and_type():
+    expected, metrics = Trainer(*networks()), None
+    trainer = Trainer(*networks())
+    reals = batches(2)
+    with torch.device("meta"):
+        metrics = trainer.step(reals[0])
+        inside = Trainer(trainer.generator, trainer.discriminator)
+        inside.load_state_dict(trainer.state_dict())
+    assert_identical(metrics, expected.step(reals[0]))
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        metrics = inside.step(reals[1])
+    finally:
+        torch.set_default_dtype(default)
+    assert_identical(metrics, expected.step(reals[1]))

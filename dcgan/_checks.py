@@ -1,0 +1,156 @@
+"""What a `Trainer` is given, checked before it trains."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dcgan import _optim
+from dcgan._choices import CompileMode, Distribution, Precision, Schedule
+from dcgan.ema import BATCH_NORMS
+from dcgan.losses import Loss, probability
+
+logger = logging.getLogger(__name__)
+
+_CHOICES = {"precision": Precision, "compile": CompileMode, "schedule": Schedule}
+
+
+def expect_options(options: Mapping[str, Any]) -> None:
+    """Check the options of a trainer, by name.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    for name, choices in _CHOICES.items():
+        expect_choice(name, options[name], choices)
+    for name in ("label_smoothing", "gradient_penalty", "r1", "weight_decay", "seed"):
+        if options[name] < 0:
+            raise ValueError(f"{name} must not be negative, got {options[name]}")
+    for name in ("lr", "g_lr", "d_lr", "max_grad_norm"):
+        if options[name] is not None and not options[name] > 0:
+            raise ValueError(f"{name} must be above 0, got {options[name]}")
+    if options["d_steps"] < 1:
+        raise ValueError(f"d_steps must be at least 1, got {options['d_steps']}")
+    if options["ema_decay"] is not None and not 0 <= options["ema_decay"] < 1:
+        raise ValueError(f"ema_decay must be in [0, 1) or None, got {options['ema_decay']}")
+    if options["label_smoothing"] >= 1:
+        raise ValueError(f"label_smoothing must be below 1, got {options['label_smoothing']}")
+
+
+def expect_choice(name: str, value: object, choices: Any) -> None:
+    """Check that a value is one of a `Literal`'s.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+
+
+def common_device(*networks: nn.Module) -> torch.device:
+    """Return the device of all parameters.
+
+    Raises:
+        ValueError: If there are several, or the weights are of half precision.
+    """
+    parameters = [parameter for network in networks for parameter in network.parameters()]
+    if half := {parameter.dtype for parameter in parameters} & {torch.float16, torch.bfloat16}:
+        raise ValueError(f"the networks' weights must be float32, got {half.pop()}: half precision is for precision=")
+    devices = {parameter.device for parameter in parameters}
+    if len(devices) != 1:
+        raise ValueError(f"the networks must lie on one device, got {sorted(map(str, devices))}")
+    return devices.pop()
+
+
+def latents_and_range(
+    generator: nn.Module, latent_dim: int | tuple[int, ...] | None, latent: Distribution | None
+) -> tuple[tuple[int, ...], Distribution, tuple[float, float] | None]:
+    """Return the shape of a generator's latents, their distribution, and the range of its images where it is known.
+
+    Raises:
+        TypeError: If `latent_dim` is None and the generator's configuration does not tell it.
+        ValueError: If there is no such distribution.
+    """
+    config = getattr(generator, "config", None)
+    config = config if isinstance(config, Mapping) else {}
+    latent_dim = config.get("latent_dim") if latent_dim is None else latent_dim
+    if latent_dim is None:
+        raise TypeError("latent_dim is needed for a generator without config['latent_dim']")
+    latent = latent or config.get("latent", "normal")
+    expect_choice("latent", latent, Distribution)
+    shape = (latent_dim,) if isinstance(latent_dim, int) else tuple(latent_dim)
+    ranges = {nn.Tanh: (-1.0, 1.0), nn.Sigmoid: (0.0, 1.0)}
+    return shape, latent, ranges.get(type(_last_layer(generator)))
+
+
+def trained_parameters(name: str, network: nn.Module, optimizer: Optimizer) -> list[nn.Parameter]:
+    """Return the parameters of a network that its optimiser updates; log if it leaves out some that are trainable.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    held = set(_optim.parameters_of(optimizer))
+    trained = [parameter for parameter in network.parameters() if parameter in held]
+    if not trained:
+        raise ValueError(
+            f"{name[0]}_optimizer holds no parameter of the {name}: build it from the network's own, after any "
+            "load_state_dict(assign=True)"
+        )
+    left_out = sum(parameter.requires_grad and parameter not in held for parameter in network.parameters())
+    if left_out:
+        logger.warning(
+            "%d trainable parameters of the %s are not in its optimiser, and stay as they are", left_out, name
+        )
+    return trained
+
+
+def expect_in_place(name: str, network: nn.Module, trained: list[nn.Parameter]) -> None:
+    """Check that a network still has the parameters that are trained.
+
+    Raises:
+        RuntimeError: If they were replaced.
+    """
+    own = set(network.parameters())
+    if not all(parameter in own for parameter in trained):
+        raise RuntimeError(
+            f"parameters of the {name} were replaced after the trainer was built, as load_state_dict(assign=True) "
+            "does, and would not be trained: build another Trainer, or load without assign"
+        )
+
+
+def warn_about_discriminator(discriminator: nn.Module, loss: Loss, *, gradient_penalty: float) -> None:
+    """Log what does not go together."""
+    if isinstance(_last_layer(discriminator), nn.Sigmoid):
+        takes = "logits" if loss.score is probability else "unbounded outputs"
+        logger.warning("the discriminator ends in a sigmoid, and the loss takes %s: leave the sigmoid out", takes)
+    if gradient_penalty and any(isinstance(module, BATCH_NORMS) for module in discriminator.modules()):
+        logger.warning(
+            "the gradient penalty is defined image by image, and BatchNorm in the discriminator mixes the images of a "
+            'batch: norm="layer" or norm="none" suits it'
+        )
+
+
+def expect_images(real: object) -> Tensor:
+    """Return a batch of images.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If it has another shape or type.
+    """
+    if not isinstance(real, Tensor):
+        hint = ""
+        if isinstance(real, list | tuple) and real and isinstance(real[0], Tensor):
+            hint = ": of a loader's (images, labels), pass the images"
+        raise TypeError(f"real must be a tensor of images (N, K, H, W), got a {type(real).__name__}{hint}")
+    if real.dim() != 4 or not (real.is_floating_point() or real.dtype == torch.uint8):
+        raise ValueError(
+            f"real must be images (N, K, H, W), floating-point or uint8, got {tuple(real.shape)} of {real.dtype}"
+        )
+    return real
+
+
+def _last_layer(network: nn.Module) -> nn.Module:
+    return list(network.modules())[-1]

@@ -1,0 +1,128 @@
+"""What a training step notes about its numbers, on the device, and what a look at these notes finds.
+
+A step never waits for the device: it leaves a few scalars there, which are read every hundred steps or so.
+"""
+
+import logging
+import math
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+# What may turn non-finite, in the order in which it is blamed: each explains the ones after it.
+_SOURCES = ("real images", "generator", "discriminator")
+_LARGEST_NORMALISED = 16.0  # standardised images reach about 3; images in 0 ... 255 are far beyond
+
+
+class StepMonitor:
+    """Notes the first step that was not finite, and the ranges of the real images and of the logits.
+
+    Args:
+        device: Where the steps are computed.
+        value_range: Of the generator's images; None if it is not known, and the real images may then have any.
+        expects_logits: Whether the loss takes logits for probabilities: a discriminator whose outputs all lie in
+            [0, 1] then ends in a sigmoid that should go.
+    """
+
+    def __init__(self, device: torch.device, value_range: tuple[float, float] | None, *, expects_logits: bool):
+        self._value_range, self._expects_logits = value_range, expects_logits
+        self._first_nonfinite = torch.empty(len(_SOURCES), dtype=torch.int64, device=device)
+        self._real_range = torch.empty(2, dtype=torch.float32, device=device)  # lowest, highest
+        self._logit_range = torch.empty(2, dtype=torch.float32, device=device)
+        self._warned: set[str] = set()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was noted."""
+        self._first_nonfinite.fill_(-1)
+        for value_range in (self._real_range, self._logit_range):
+            value_range[0].fill_(math.inf)
+            value_range[1].fill_(-math.inf)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all that is written to."""
+        return [self._first_nonfinite, self._real_range, self._logit_range]
+
+    @torch.no_grad()
+    def record(self, step: Tensor, real: Tensor, fake: Tensor, *, losses: list[Tensor]) -> None:
+        """Take note of a step, the scalar `step` on the device."""
+        # The minimum and the maximum are finite only if all elements are, and take a quarter of the time of isfinite.
+        real_range, fake_range = (torch.stack(images.aminmax()).float() for images in (real, fake))
+        finite = torch.stack([values.isfinite().all() for values in (real_range, fake_range, torch.stack(losses))])
+        self._first_nonfinite.copy_(torch.where((self._first_nonfinite < 0) & ~finite, step, self._first_nonfinite))
+        _widen(self._real_range, real_range)
+
+    @torch.no_grad()
+    def record_logits(self, logits: Tensor) -> None:
+        """Take note of a batch of the discriminator's outputs `(N,)`."""
+        if self._expects_logits:
+            _widen(self._logit_range, torch.stack(logits.aminmax()).float())
+
+    def expect_finite(self) -> None:
+        """Wait for the device and read the notes.
+
+        Raises:
+            FloatingPointError: If a step was not finite, naming the first one, and the network or the real images.
+        """
+        first: list[int] = self._first_nonfinite.tolist()
+        if steps := [step for step in first if step >= 0]:
+            source = _SOURCES[first.index(min(steps))]
+            raise FloatingPointError(f"step {min(steps)}: the {source} turned non-finite (NaN or infinity)")
+
+    def warn_about_ranges(self) -> None:
+        """Wait for the device and log, once, what the ranges so far give away."""
+        low, high = self._real_range.tolist()
+        if warning := range_mismatch(low, high, self._value_range):
+            self._warn(warning)
+        low, high = self._logit_range.tolist()
+        if 0 <= low < high <= 1:
+            self._warn(
+                f"the discriminator's outputs lie in [{low:.2f}, {high:.2f}]: the loss takes logits, so a sigmoid at "
+                "its end should go"
+            )
+
+    def expect_range(self, real: Tensor) -> None:
+        """Check images on the host before the first step trains on them.
+
+        Raises:
+            ValueError: If they must be pixels in 0 ... 255; other ranges that do not fit are logged.
+        """
+        if real.is_floating_point() and real.numel():
+            low, high = (value.item() for value in real.aminmax())
+            if warning := range_mismatch(low, high, self._value_range):
+                if high > _LARGEST_NORMALISED:
+                    raise ValueError(warning)
+                self._warn(warning)
+
+    def _warn(self, warning: str) -> None:
+        subject = warning.partition(" lie ")[0]
+        if subject not in self._warned:
+            self._warned.add(subject)
+            logger.warning(warning)
+
+
+def range_mismatch(low: float, high: float, value_range: tuple[float, float] | None) -> str | None:
+    """Say in what way images in [low, high] are not in the range of a generator's; None if they seem to be.
+
+    Slightly outside is allowed: interpolation overshoots.
+    """
+    if value_range is None or not math.isfinite(high - low):
+        return None
+    expected_low, expected_high = value_range
+    span = expected_high - expected_low
+    if low < expected_low - span / 20 or high > expected_high + span / 20:
+        remedy = "pass uint8 images, or scale them"
+    elif expected_low < 0 <= low and high > 0:
+        remedy = "pass uint8 images, or Normalize(0.5, 0.5) after ToTensor"
+    else:
+        return None
+    return (
+        f"real images lie in [{low:.4g}, {high:.4g}], and the generator's in [{expected_low:g}, {expected_high:g}]: "
+        f"{remedy}"
+    )
+
+
+def _widen(value_range: Tensor, other: Tensor) -> None:
+    value_range.copy_(torch.stack([torch.minimum(value_range[0], other[0]), torch.maximum(value_range[1], other[1])]))
