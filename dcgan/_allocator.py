@@ -1,14 +1,15 @@
-"""What a process does with memory it has freed: a choice of the command line, never made on import."""
+"""Setting of the C library's allocator; the command line applies it, importing the package does not."""
 
 import ctypes
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's <malloc.h>
 
 
 def keep_memory() -> bool:
-    """Have glibc keep freed memory for the next step; return whether it does (elsewhere nothing is changed).
+    """Make glibc reuse freed memory instead of returning it to the system; return whether it does.
 
-    By default every large tensor is mapped anew, and its pages are faulted in one by one: a tenth of a training step.
+    By default glibc maps every large tensor anew and each of its pages faults on first use, which takes a tenth of a
+    training step on a CPU. Without glibc, as on Windows and macOS, nothing is changed.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,40 +1,40 @@
-"""Networks for other runtimes."""
+"""Export of networks to other runtimes."""
 
 import os
 from pathlib import Path
 
 import torch
 
+from dcgan._config import sides
 from dcgan._files import atomic_write
+from dcgan._modules import eval_mode
 from dcgan.hub._pretrained import Pretrained
-from dcgan.models import Generator, eval_mode
+from dcgan.models import Generator
 
 
 def export_onnx(network: Pretrained, path: str | os.PathLike[str]) -> Path:
-    """Write a network in evaluation mode as ONNX, for batches of any size; return its path.
+    """Export a network in evaluation mode to ONNX, for batches of any size; return the path of the file.
 
-    A generator maps `z` `(N, Z)` to `image` `(N, K, H, W)`, a discriminator `image` to `logit` `(N,)`. The file holds
-    everything and is replaced whole or not at all.
+    A generator maps `z` `(N, Z)` to `image` `(N, K, H, W)`, a discriminator `image` to `logit` `(N,)`. The file
+    includes the weights and is written atomically.
 
     Raises:
-        ImportError: If the extra `onnx` is not installed.
-        RuntimeError: If torch exports nothing.
+        ImportError: If onnx or onnxscript is not installed.
+        RuntimeError: If `torch.onnx.export` returns no program.
     """
     try:
         import onnx  # noqa: F401 - torch imports both, and says less when they are missing
         import onnxscript  # noqa: F401 - likewise
     except ImportError as error:
-        raise ImportError("exporting to ONNX needs onnx and onnxscript: pip install 'dcgan[onnx]'") from error
+        raise ImportError("exporting to ONNX needs onnx and onnxscript: pip install onnx onnxscript") from error
 
-    inputs, outputs = ("z", "image") if isinstance(network, Generator) else ("image", "logit")
-    like = next(network.parameters())
-    example = example_input(network).to(like)
+    input_name, output_name = ("z", "image") if isinstance(network, Generator) else ("image", "logit")
     with eval_mode(network), torch.no_grad():
         program = torch.onnx.export(
             network,
-            (example,),
-            input_names=[inputs],
-            output_names=[outputs],
+            (example_input(network),),
+            input_names=[input_name],
+            output_names=[output_name],
             dynamic_shapes=({0: torch.export.Dim("N")},),
             dynamo=True,
             verbose=False,
@@ -49,9 +49,11 @@ def export_onnx(network: Pretrained, path: str | os.PathLike[str]) -> Path:
 
 
 def example_input(network: Pretrained) -> torch.Tensor:
-    """Return a batch of two inputs of the right shape; two, since a batch of one would be taken for a constant."""
+    """Return a batch of two zero inputs, `(2, Z)` or `(2, K, H, W)`, of the weights' device and type.
+
+    Two, since `torch.export` takes a batch size of one for a constant.
+    """
+    weight = next(network.parameters())
     if isinstance(network, Generator):
-        return torch.zeros(2, network.config["latent_dim"])
-    size = network.config["image_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return torch.zeros(2, network.config["channels"], height, width)
+        return weight.new_zeros(2, network.config["latent_dim"])
+    return weight.new_zeros(2, network.config["channels"], *sides(network.config))

@@ -1,9 +1,11 @@
-"""The allocator's setting does what it is for, and only where it is asked for."""
+"""The allocator's setting avoids page faults, and is a no-op without glibc."""
 
 import subprocess
 import sys
 
 import pytest
+
+from dcgan import _allocator
 
 FAULTS = """
 import resource
@@ -19,7 +21,7 @@ print(faults())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
-def test_pages_are_faulted_in_once():
+def test_kept_memory_is_faulted_in_once():
     def faults(*, keep):
         code = FAULTS.format(keep=keep)
         return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
@@ -27,11 +29,15 @@ def test_pages_are_faulted_in_once():
     assert faults(keep=True) < 100 < faults(keep=False)
 
 
-def test_where_there_is_no_glibc_nothing_happens(monkeypatch):
-    from dcgan import _allocator as allocator
+@pytest.mark.parametrize("error", [FileNotFoundError, OSError], ids=["Windows", "macOS"])
+def test_nothing_happens_where_there_is_no_glibc(error, monkeypatch):
+    def load_library(name):
+        raise error(name)
 
-    def missing(name):
-        raise OSError(name)
+    monkeypatch.setattr(_allocator.ctypes, "CDLL", load_library)
+    assert not _allocator.keep_memory()
 
-    monkeypatch.setattr(allocator.ctypes, "CDLL", missing)
-    assert not allocator.keep_memory()
+
+def test_nothing_happens_where_the_c_library_has_no_mallopt(monkeypatch):
+    monkeypatch.setattr(_allocator.ctypes, "CDLL", lambda name: object())
+    assert not _allocator.keep_memory()

@@ -10,30 +10,30 @@ VARIANTS = {
     "conv stem": {},
     "linear stem": {"stem": "linear", "stem_norm": "unit", "kernel_size": 5},
     "resized": {"upsample": "resize", "image_size": (16, 48)},
-    "two layers a stage": {"convs_per_stage": 2, "kernel_size": 3},
+    "two layers per stage": {"convs_per_stage": 2, "kernel_size": 3},
 }
 
 
-def built(kind, variant):
+def build(network_class, variant):
     arguments = {"image_size": 16, "base_channels": 4, **VARIANTS[variant]}
-    if kind is Discriminator:
+    if network_class is Discriminator:
         arguments = {name: value for name, value in arguments.items() if name not in ("stem_norm", "upsample")}
-    network = kind(**arguments)
-    network(torch.randn(8, *example_input(network).shape[1:]))  # statistics other than the initial ones
+    network = network_class(**arguments)
+    network(torch.randn(8, *example_input(network).shape[1:]))  # BatchNorm statistics other than the initial ones
     return network.train()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("kind", [Generator, Discriminator])
-def test_onnx_computes_the_same_for_any_batch_size(kind, variant, tmp_path):
-    pytest.importorskip("onnxscript", reason="needs the extra 'onnx'")
+@pytest.mark.parametrize("network_class", [Generator, Discriminator])
+def test_onnx_matches_torch_for_any_batch_size(network_class, variant, tmp_path):
+    pytest.importorskip("onnxscript", reason="needs onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-    network = built(kind, variant)
+    network = build(network_class, variant)
     path = export_onnx(network, tmp_path / "deep" / "network.onnx")
     assert network.training
     session = onnxruntime.InferenceSession(path)
     names = [session.get_inputs()[0].name, session.get_outputs()[0].name]
-    assert names == (["z", "image"] if kind is Generator else ["image", "logit"])
+    assert names == (["z", "image"] if network_class is Generator else ["image", "logit"])
     network.eval()
     for n in (1, 2, 5, 33):
         x = torch.randn(n, *example_input(network).shape[1:])
@@ -42,9 +42,9 @@ def test_onnx_computes_the_same_for_any_batch_size(kind, variant, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch 2.11's own, on loading
-@pytest.mark.parametrize("kind", [Generator, Discriminator])
-def test_an_exported_program_comes_back_the_same(kind, tmp_path):
-    network = built(kind, "conv stem").eval()
+@pytest.mark.parametrize("network_class", [Generator, Discriminator])
+def test_saved_torch_export_program_matches(network_class, tmp_path):
+    network = build(network_class, "conv stem").eval()
     example = example_input(network)
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
     torch.export.save(program, tmp_path / "network.pt2")
@@ -54,8 +54,25 @@ def test_an_exported_program_comes_back_the_same(kind, tmp_path):
         assert torch.equal(loaded(x), network(x))
 
 
-def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ImportError, match=r"pip install 'dcgan\[onnx\]'"):
+    with pytest.raises(ImportError, match="needs onnx and onnxscript: pip install onnx onnxscript"):
         export_onnx(Generator(image_size=16, base_channels=2), tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize("network_class", [Generator, Discriminator])
+def test_example_input_follows_the_weights_and_no_default(network_class):
+    network = network_class(image_size=16, base_channels=2).to(torch.bfloat16)
+    with torch.device("meta"):
+        example = example_input(network)
+    assert (example.device.type, example.dtype, len(example)) == ("cpu", torch.bfloat16, 2)
+
+
+def test_export_ignores_the_default_device(tmp_path):
+    pytest.importorskip("onnxscript", reason="needs onnxscript")
+    network = build(Generator, "conv stem")
+    expected = export_onnx(network, tmp_path / "expected.onnx").read_bytes()
+    with torch.device("meta"):
+        path = export_onnx(network, tmp_path / "network.onnx")
+    assert path.read_bytes() == expected
