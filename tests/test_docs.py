@@ -11,7 +11,7 @@ import pytest
 from dcgan import Discriminator, Generator
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 FENCE = re.compile(r"^(<!-- not run: [^\n]+ -->\n)?```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -47,7 +47,7 @@ def test_commands_on_the_pages_parse(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in re.findall(r"--resume (\S+)", command):
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "recipe.yaml").write_text(Recipe().resolved().to_yaml())
+        (tmp_path / folder / "recipe.yaml").write_text(Recipe().resolve().to_yaml())
     for file in re.findall(r"--config (\S+)", command):
         (tmp_path / file).write_text("data: mnist\n")
     tokens = shlex.split(command, comments=True)
@@ -65,7 +65,25 @@ def test_links_and_pictures_are_there():
 
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2].partition("\n\n")[0]
-    assert sorted(re.findall(r"\S+\.md", navigation)) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert sorted(re.findall(r"\S+\.md", navigation)) == sorted(pages)
+
+
+def test_every_public_module_is_on_one_page_of_the_reference():
+    pages = sorted((ROOT / "docs/reference").glob("*.md"))
+    documented = [name for page in pages for name in re.findall(r"(?m)^::: dcgan\.(\S+)$", page.read_text("utf-8"))]
+    modules = {path.stem for path in (ROOT / "dcgan").glob("[!_]*.py")}
+    packages = {path.parent.name for path in (ROOT / "dcgan").glob("*/__init__.py")}
+    assert sorted(documented) == sorted((modules | packages) - {"bench", "cli", "layers"})
+    assert len(pages) > 5
+
+
+def test_places_to_change_are_where_the_guide_says():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name, path in re.findall(r"`([\w.]+)` in `([\w/.]+)`", text):
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", (ROOT / path).read_text(encoding="utf-8")), (name, path)
+    for path in re.findall(r"`((?:dcgan|tests|docs)/[\w/.]+)`", text):
+        assert (ROOT / path).exists(), path
 
 
 def test_every_option_of_training_is_documented():
