@@ -210,7 +210,8 @@ class Trainer(Generic[G, D]):
 
         if train_d:
             # Real and fake pass apart: one BatchNorm batch would tell the discriminator which is which.
-            d_real, d_fake = self._logits(real), self._logits(fake.detach())  # (N,), (N,)
+            with self._autocast():
+                d_real, d_fake = self._logits(real), self._logits(fake.detach())  # (N,), (N,)
             d_loss = self._loss.discriminator(d_real, d_fake) + self._penalty(real, fake.detach())
             _optim.backward_and_step(self._d_optimizer, self.d_scaler, d_loss, max_grad_norm=self._max_grad_norm)
             score = self._loss.score
@@ -219,7 +220,9 @@ class Trainer(Generic[G, D]):
         if train_g:
             # Against the updated discriminator, whose own gradients would be computed only to be thrown away.
             with _optim.freeze(self._discriminator):
-                g_loss = self._loss.generator(self._logits(fake))
+                with self._autocast():
+                    d_fake = self._logits(fake)  # (N,)
+                g_loss = self._loss.generator(d_fake)
                 _optim.backward_and_step(self._g_optimizer, self.g_scaler, g_loss, max_grad_norm=self._max_grad_norm)
             if self._ema is not None and self._ema_decay is not None:
                 update_average(self._ema, self._generator, ema_weight(self._step_count, self._ema_decay))
@@ -352,8 +355,7 @@ class Trainer(Generic[G, D]):
         return True, (self.steps + 1) % self._d_steps == 0
 
     def _logits(self, images: Tensor) -> Tensor:
-        with self._autocast():
-            logits = self._discriminate(self._augment(images)).flatten()  # (N,)
+        logits = self._discriminate(self._augment(images)).flatten()  # (N,)
         self._monitor.record_logits(logits)
         return logits
 
