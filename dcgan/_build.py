@@ -1,90 +1,80 @@
 """From a recipe to the objects of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from dcgan import data
-from dcgan.hub._pretrained import Pretrained
 from dcgan.models import Discriminator, Generator
 from dcgan.recipe import Recipe
 from dcgan.trainer import Trainer
-
-
-def device_named(name: str) -> torch.device:
-    """Return the device of that name, or for "auto" the best there is.
-
-    Raises:
-        ValueError: If there is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).cpu()
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ValueError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
-    return torch.device(name)
-
-
-def networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
-    """Build or load the networks; return them and the resolved recipe, which takes over what loaded ones settle.
-
-    Raises:
-        ValueError: If a loaded network is not what the recipe asks for, or as the networks themselves.
-    """
-    generator, discriminator = None, None
-    if recipe.generator is not None:
-        generator = Generator.from_pretrained(recipe.generator, dtype=torch.float32)
-        recipe = _taking_over(recipe, generator, recipe.generator, _SHARED | _GENERATOR)
-    if recipe.discriminator is not None:
-        discriminator = Discriminator.from_pretrained(recipe.discriminator, dtype=torch.float32)
-        size = {name: _SHARED[name] for name in ("image_size", "channels")}
-        recipe = _taking_over(recipe, discriminator, recipe.discriminator, size | _DISCRIMINATOR)
-    recipe = recipe.resolved()
-
-    def arguments(fields: dict[str, str]) -> dict[str, Any]:
-        values = {argument: getattr(recipe, field) for field, argument in fields.items()}
-        return {argument: value for argument, value in values.items() if value is not None}
-
-    # Fresh weights are a function of the seed alone, and leave the process's own random state as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(recipe.seed)
-        if generator is None:
-            generator = Generator.from_architecture(recipe.architecture, **arguments(_SHARED | _GENERATOR))
-        if discriminator is None:
-            same_norm = arguments({"norm": "norm"})  # unless d_norm is given
-            own = same_norm | arguments(_SHARED | _DISCRIMINATOR)
-            discriminator = Discriminator.from_architecture(recipe.architecture, **own)
-    return recipe, generator, discriminator
-
 
 # The recipe's fields, and the arguments of the networks that they are.
 _SHARED = {
     name: name
     for name in ("image_size", "channels", "max_channels", "kernel_size", "stages", "convs_per_stage", "stem", "bias")
 }
-_GENERATOR = {"g_channels": "base_channels", **{name: name for name in ("latent_dim", "norm", "upsample", "latent")}}
-_DISCRIMINATOR = {"d_channels": "base_channels", "d_norm": "norm"}
+_GENERATOR = _SHARED | {name: name for name in ("base_channels", "latent_dim", "norm", "upsample", "latent")}
+_DISCRIMINATOR = _SHARED | {"d_base_channels": "base_channels", "d_norm": "norm"}
+# Those that a loaded discriminator shares with the generator; the rest of its shape is its own.
+_LOADED_DISCRIMINATOR = {name: _DISCRIMINATOR[name] for name in ("image_size", "channels", "d_base_channels", "d_norm")}
 
 
-def _taking_over(recipe: Recipe, network: Pretrained, name: str, fields: dict[str, str]) -> Recipe:
-    for field, argument in fields.items():
-        value = network.config[argument]
-        value = tuple(value) if isinstance(value, list) else value
-        if (asked := getattr(recipe, field)) not in (None, value):
-            raise ValueError(f"the {type(network).__name__.lower()} of {name} has {field} {value}, the recipe {asked}")
-        recipe = recipe.replace(**{field: value})
-    return recipe
+def select_device(name: str) -> torch.device:
+    """Return the device of that name, or for "auto" the best one available.
+
+    Raises:
+        ValueError: If the device is not available.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
+    return torch.device(name)
 
 
-def images(recipe: Recipe, progress: Callable[[int, int], None] | None) -> data.Images:
+def build_networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
+    """Build or load the networks on the CPU; return them with the resolved recipe, completed by what loaded ones fix.
+
+    Raises:
+        ValueError: If a loaded network is not what the recipe asks for, or as the networks themselves.
+    """
+    generator, discriminator = None, None
+    if recipe.discriminator is None:
+        # Decided before a generator is loaded, whose width it does not follow.
+        recipe = recipe.replace(d_base_channels=recipe.resolve().d_base_channels)
+    if recipe.generator is not None:
+        generator = Generator.from_pretrained(recipe.generator, device="cpu", dtype=torch.float32)
+        recipe = _adopt_config(recipe, generator, recipe.generator, _GENERATOR)
+    if recipe.discriminator is not None:
+        discriminator = Discriminator.from_pretrained(recipe.discriminator, device="cpu", dtype=torch.float32)
+        recipe = _adopt_config(recipe, discriminator, recipe.discriminator, _LOADED_DISCRIMINATOR)
+    recipe = recipe.resolve()
+
+    def arguments(fields: dict[str, str]) -> dict[str, Any]:
+        values = {argument: getattr(recipe, field) for field, argument in fields.items()}
+        return {argument: value for argument, value in values.items() if value is not None}
+
+    with _seeded_on_cpu(recipe.seed):
+        if generator is None:
+            generator = Generator.from_architecture(recipe.architecture, **arguments(_GENERATOR))
+        if discriminator is None:
+            own = arguments({"norm": "norm"}) | arguments(_DISCRIMINATOR)  # d_norm, if given, replaces norm
+            discriminator = Discriminator.from_architecture(recipe.architecture, **own)
+    return recipe, generator, discriminator
+
+
+def open_images(recipe: Recipe, progress: Callable[[int, int], None] | None) -> data.Images:
     """Open the data set of a resolved recipe.
 
     Raises:
         ValueError: If it is smaller than a batch, or as `data.load`.
     """
-    loaded = data.load(
+    images = data.load(
         recipe.data,
         root=recipe.root,
         image_size=recipe.image_size or 64,
@@ -97,11 +87,13 @@ def images(recipe: Recipe, progress: Callable[[int, int], None] | None) -> data.
         skip_bad=recipe.skip_bad,
         progress=progress,
     )
-    data.Batches(loaded, recipe.batch_size or 1)  # raises where the set is smaller than a batch
-    return loaded
+    data.Batches(images, recipe.batch_size or 1)  # raises where the set is smaller than a batch
+    return images
 
 
-def trainer(recipe: Recipe, generator: Generator, discriminator: Discriminator) -> Trainer[Generator, Discriminator]:
+def build_trainer(
+    recipe: Recipe, generator: Generator, discriminator: Discriminator
+) -> Trainer[Generator, Discriminator]:
     """Build the trainer of a resolved recipe."""
     return Trainer(
         generator,
@@ -121,3 +113,29 @@ def trainer(recipe: Recipe, generator: Generator, discriminator: Discriminator) 
         compile=recipe.compile,
         seed=recipe.seed,
     )
+
+
+def _adopt_config(recipe: Recipe, network: Generator | Discriminator, name: str, fields: dict[str, str]) -> Recipe:
+    for field, argument in fields.items():
+        value = network.config[argument]
+        value = tuple(value) if isinstance(value, list) else value
+        if (asked := getattr(recipe, field)) not in (None, value):
+            raise ValueError(f"the {type(network).__name__.lower()} of {name} has {field} {value}, the recipe {asked}")
+        recipe = recipe.replace(**{field: value})
+    return recipe
+
+
+@contextmanager
+def _seeded_on_cpu(seed: int) -> Iterator[None]:
+    """Make fresh weights a function of the seed alone, and leave the process's random state as it was.
+
+    They are float32 numbers of the CPU's generator, whatever the default device and type around.
+    """
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            yield
+    finally:
+        torch.set_default_dtype(dtype)

@@ -9,7 +9,9 @@ from typing import Literal
 
 ArchitectureName = Literal["tutorial", "biased", "linear5", "paper", "svhn", "imagenet32"]
 AugmentationName = Literal["color", "translation", "cutout"]
+Channels = Literal[1, 3, 4]
 CompileMode = Literal["auto", "off", "graph", "full"]
+ConvsPerStage = Literal[1, 2]
 DatasetName = Literal[
     "digits",
     "mnist",
@@ -34,3 +36,4 @@ Resize = Literal["crop", "squash"]
 Schedule = Literal["together", "alternate"]
 Stem = Literal["conv", "linear"]
 Upsample = Literal["transpose", "resize"]
+Workload = Literal["step", "epoch", "overhead", "serve", "sample", "generate", "archive", "load", "load_file", "start"]

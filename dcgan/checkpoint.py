@@ -1,4 +1,4 @@
-"""Training state on disk: `step-000500.pt` files, each whole or not there, loadable weights-only."""
+"""Training state on disk: `step-000500.pt` files, written atomically and loadable with `weights_only=True`."""
 
 import io
 import re
@@ -16,10 +16,10 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2) -> Pa
     """Write a state and remove all but the `keep` newest; return its path.
 
     Args:
-        folder: Made if it is missing.
+        folder: Created if it does not exist.
         state: Tensors, numbers and strings in dictionaries and lists.
-        step: Number the file is named by.
-        keep: How many states stay, at least 1.
+        step: Number in the file's name.
+        keep: Number of states to keep, at least 1.
 
     Raises:
         ValueError: If `keep` is below 1.
@@ -28,11 +28,11 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2) -> Pa
         raise ValueError(f"keep must be at least 1, got {keep}")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}.pt"
-    buffer = io.BytesIO()  # writing to a full disk itself, torch hides the OSError behind a RuntimeError
+    buffer = io.BytesIO()  # when torch itself writes to a full disk, it hides the OSError behind a RuntimeError
     torch.save(state, buffer)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
-    others = [other for other in saved(folder) if other != path]
+    others = [other for other in list_states(folder) if other != path]
     for old in others[: max(0, len(others) + 1 - keep)]:
         old.unlink()
     for leftover in folder.glob(".step-*.pt.*.tmp"):  # of processes that were killed
@@ -40,24 +40,24 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2) -> Pa
     return path
 
 
-def saved(folder: Path) -> list[Path]:
-    """Return the states in a folder, by step."""
+def list_states(folder: Path) -> list[Path]:
+    """Return the paths of the states in a folder, sorted by step."""
     steps = {path: int(match[1]) for path in folder.glob("step-*.pt") if (match := _NAME.fullmatch(path.name))}
     return sorted(steps, key=steps.__getitem__)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a state onto the CPU; nothing in the file is executed.
+    """Read a state onto the CPU, without executing anything in the file.
 
     Raises:
-        ValueError: If the file is truncated or holds anything but plain state.
+        ValueError: If the file is truncated or contains anything but plain state.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ... on broken files
-        raise ValueError(f"{path} is not a whole training state: {error}") from error
+        raise ValueError(f"{path} is not a complete training state: {error}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} must hold a dictionary, got {type(state).__name__}")  # noqa: TRY004 - the file's fault
+        raise ValueError(f"{path} must contain a dictionary, got {type(state).__name__}")  # noqa: TRY004 - the file's fault
     return state

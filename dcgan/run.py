@@ -1,6 +1,6 @@
 """A training run in a folder: data, networks, trainer, log, samples, checkpoints.
 
-The folder is laid out as a Hub repository, so that everything that loads networks takes it as it is:
+The folder has the layout of a Hub repository, so that everything that loads networks can load it:
 
     config.json  model.safetensors  README.md    the averaged generator and its card
     discriminator/                               the discriminator's two files
@@ -11,7 +11,6 @@ The folder is laid out as a Hub repository, so that everything that loads networ
 
 import copy
 import json
-import logging
 import re
 import shutil
 import time
@@ -22,7 +21,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from dcgan import _build, checkpoint, data, images
+from dcgan import _build, checkpoint, data, ema, images
 from dcgan._files import atomic_write
 from dcgan.generate import sample_uint8
 from dcgan.hub._card import model_card
@@ -31,10 +30,8 @@ from dcgan.models import Discriminator, Generator, from_pretrained
 from dcgan.recipe import Recipe
 from dcgan.trainer import Trainer
 
-logger = logging.getLogger(__name__)
-
-# What a resumed run may change: nothing that decides a number it computes, but for the device and what compiles for
-# it, whose rounding and random numbers are their own.
+# What a resumed run may change: nothing that decides a number it computes, except for the device and compilation,
+# which have rounding and random numbers of their own.
 RESUMABLE = {
     *("steps", "epochs", "log_every", "sample_every", "save_every", "keep"),
     *("root", "cache", "cache_dir", "workers", "device", "compile"),
@@ -43,14 +40,14 @@ _GIF_FRAMES = 100
 
 
 class Run:
-    """One training run; `start` makes one, `resume` goes on with one.
+    """One training run; `start` creates one, `resume` continues one.
 
     Attributes:
         folder: Where its files are.
         recipe: What it computes, resolved.
         trainer: The networks and their optimisers.
         images: The data set.
-        batch_size: Images a step.
+        batch_size: Number of images per step.
         steps: Number of steps to train in total.
     """
 
@@ -67,31 +64,31 @@ class Run:
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise FileExistsError(f"{folder} is being trained by another process") from error
+            raise FileExistsError(f"another process is training in {folder}") from error
 
     @classmethod
     def start(
         cls, recipe: Recipe, folder: Path | None = None, *, progress: Callable[[int, int], None] | None = None
     ) -> Self:
-        """Build a run from a recipe, in a folder of its own.
+        """Create a run from a recipe, in a folder of its own.
 
         Args:
             recipe: What to compute.
             folder: A new or empty folder; by default `runs/DATA`, with a number if that is taken.
-            progress: Called with the images decoded so far and their total, while a data set is packed.
+            progress: Called with the number of images decoded so far and their total, while a data set is packed.
 
         Raises:
-            FileExistsError: If the folder holds anything.
-            ValueError: If the recipe, the data set or the networks to start from do not fit each other.
+            FileExistsError: If the folder is not empty.
+            ValueError: If the recipe, the data set and the networks to start from do not fit together.
             OSError: If the folder cannot be written.
         """
         _expect_empty(folder)
-        device = _build.device_named(recipe.device)
-        recipe, generator, discriminator = _build.networks(recipe)
-        images = _build.images(recipe, progress)
-        trainer = _build.trainer(recipe, generator.to(device), discriminator.to(device))
+        device = _build.select_device(recipe.device)
+        recipe, generator, discriminator = _build.build_networks(recipe)
+        images = _build.open_images(recipe, progress)
+        trainer = _build.build_trainer(recipe, generator.to(device), discriminator.to(device))
         _expect_empty(folder)  # packing may have taken minutes
-        run = cls(_made(folder, recipe.data), recipe, images, trainer)
+        run = cls(_create_folder(folder, recipe.data), recipe, images, trainer)
         try:
             run._write("recipe.yaml", recipe.to_yaml())
             generator = run.ema_generator()
@@ -107,58 +104,57 @@ class Run:
     def resume(
         cls, folder: Path, recipe: Recipe | None = None, *, progress: Callable[[int, int], None] | None = None
     ) -> Self:
-        """Go on where the newest checkpoint in `folder` was taken.
+        """Continue from the newest checkpoint in `folder`.
 
         Args:
             folder: The folder of a run.
-            recipe: The run's recipe, fields of `RESUMABLE` changed; by default as it was.
+            recipe: The run's recipe, in which the fields of `RESUMABLE` may be changed; by default as it was.
             progress: As in `start`.
 
         Raises:
             FileNotFoundError: If the folder holds no run or no checkpoint.
-            ValueError: If the recipe changes another field or asks for fewer steps than are done, or the data set has
-                another number of images.
+            ValueError: If the recipe changes another field or asks for fewer steps than are done, or the number of
+                images in the data set has changed.
         """
         if not (stored_path := folder / "recipe.yaml").is_file():
             raise FileNotFoundError(f"{folder} is not the folder of a run: it has no recipe.yaml")
-        if not checkpoint.saved(folder / "state"):
-            raise FileNotFoundError(f"{folder} has no checkpoint to go on from: start it again in another folder")
+        if not checkpoint.list_states(folder / "state"):
+            raise FileNotFoundError(f"{folder} has no checkpoint to resume from: start again in another folder")
         stored = Recipe.from_yaml(stored_path.read_text(encoding="utf-8"))
-        recipe = _extended(stored, recipe or stored)
-        device = _build.device_named(recipe.device)
+        recipe = _extend(stored, recipe or stored)
+        device = _build.select_device(recipe.device)
         generator, discriminator = from_pretrained(folder, device=device)
-        images = _build.images(recipe, progress)
-        run = cls(folder, recipe, images, _build.trainer(recipe, generator, discriminator))
+        images = _build.open_images(recipe, progress)
+        run = cls(folder, recipe, images, _build.build_trainer(recipe, generator, discriminator))
         try:
-            run._go_on()
+            run._restore()
         except BaseException:
             run.close()
             raise
         return run
 
-    def _go_on(self) -> None:
+    def _restore(self) -> None:
         # Read under the lock, so that it is the last state of whoever held it before.
-        state = checkpoint.load(checkpoint.saved(self.folder / "state")[-1])
+        state = checkpoint.load(checkpoint.list_states(self.folder / "state")[-1])
         if len(self.images) != state["images"]:
             raise ValueError(
-                f"the data set has {len(self.images)} images now, and had {state['images']} when training began"
+                f"the data set has {len(self.images)} images, but had {state['images']} when training began"
             )
         self.trainer.load_state_dict(state["trainer"])
         if self.trainer.steps > self.steps:
             raise ValueError(
-                f"{self.folder} is at step {self.trainer.steps} already, beyond the {self.steps} asked for"
+                f"{self.folder} is already at step {self.trainer.steps}, beyond the requested {self.steps} steps"
             )
         self._sums = {name: value.to(self.trainer.device) for name, value in state["sums"].items()}
         self._counts = state["counts"]
         self._write("recipe.yaml", self.recipe.to_yaml())
-        self._forget_after(self.trainer.steps)
-        logger.info("resumed %s at step %d", self.folder, self.trainer.steps)
+        self._discard_after(self.trainer.steps)
 
     def train(self) -> Iterator[dict[str, float] | None]:
         """Train to the last step, yielding after each: the record that was logged, or None.
 
-        A record has the step, the mean of each metric since the last record, and images a second. The caller may stop
-        between steps, and `save` then.
+        A record has the step, the mean of each metric since the last record, and the images per second. The caller may
+        stop between steps, and then `save`.
 
         Raises:
             FloatingPointError: If training diverges, naming the step, the network and the last good checkpoint.
@@ -173,7 +169,7 @@ class Run:
             device=self.trainer.device,
         )
         try:
-            for metrics in self.trainer.fit(batches, self.steps):
+            for metrics in self.trainer.iterate(batches, self.steps):
                 step, record = self.trainer.steps, None
                 last = step == self.steps
                 for name, value in metrics.items():
@@ -194,18 +190,18 @@ class Run:
                     began += time.perf_counter() - paused
                 yield record
         except FloatingPointError as error:
-            states = checkpoint.saved(self.folder / "state")
-            good = f"the last good state is {states[-1]}" if states else "no state was saved before"
+            states = checkpoint.list_states(self.folder / "state")
+            good = f"the last good state is {states[-1]}" if states else "no state had been saved"
             raise FloatingPointError(f"{error}; {good}") from error
 
     def save(self, generator: Generator | None = None) -> Path:
         """Write a checkpoint, the networks and the animation of the samples; return the checkpoint's path.
 
         Args:
-            generator: What `published` returned since the last step, if it was called.
+            generator: What `ema_generator` has returned since the last step, if it was called.
 
         Raises:
-            FloatingPointError: If the weights are not finite; nothing is written then.
+            FloatingPointError: If the weights are not finite; then nothing is written.
         """
         self.trainer.check()
         state = {
@@ -235,22 +231,18 @@ class Run:
     def ema_generator(self) -> Generator:
         """Return a copy of the generator as it is sampled and saved: averaged, in evaluation mode.
 
-        Averaged weights never saw the BatchNorm statistics of the raw ones, so theirs are estimated anew, over
-        generated batches.
+        The BatchNorm statistics of the averaged weights are estimated over 1024 seeded latents.
         """
-        from torch.optim.swa_utils import update_bn
-
         if self.trainer.ema is None:
             return copy.deepcopy(self.trainer.generator).eval()
         generator = copy.deepcopy(self.trainer.ema)
         config = generator.config
         z = seeded_latents(1024, config["latent_dim"], seed=self.recipe.seed + 1, distribution=config["latent"])
-        batches = (z[i : i + 128] for i in range(0, len(z), 128))
-        update_bn(batches, generator, self.trainer.device)
+        ema.estimate_batchnorm_statistics(generator, z.to(self.trainer.device).chunk(8))
         return generator
 
     def close(self) -> None:
-        """Let other processes have the folder."""
+        """Release the folder to other processes."""
         self._lock.release()
 
     def _log(self, images_per_second: float) -> dict[str, float]:
@@ -261,20 +253,20 @@ class Run:
             file.write(json.dumps(record) + "\n")
         return record
 
-    def _forget_after(self, step: int) -> None:
-        """Drop what was logged and sampled after the checkpoint, and what a kill cut short."""
+    def _discard_after(self, step: int) -> None:
+        """Remove what was logged and sampled after `step`, and files that a killed process left half written."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
         self._write("metrics.jsonl", "".join(kept))
-        late = [frame for frame in self._frames() if _step_of(frame) > step]
+        late = [frame for frame in self._frames() if _frame_step(frame) > step]
         temporary = [path for path in self.folder.rglob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
         for leftover in (*late, *temporary):
             leftover.unlink()
 
     def _frames(self) -> list[Path]:
-        """Return the sample grids, by step."""
-        return sorted((self.folder / "samples").glob("step-*.png"), key=_step_of)
+        """Return the paths of the sample grids, sorted by step."""
+        return sorted((self.folder / "samples").glob("step-*.png"), key=_frame_step)
 
     def _write(self, name: str, text: str) -> None:
         with atomic_write(self.folder / name) as file:
@@ -296,20 +288,20 @@ class Run:
 
 def _expect_empty(folder: Path | None) -> None:
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists: go on with --resume {folder}, or name another folder")
+        raise FileExistsError(f"{folder} exists: continue with --resume {folder}, or choose another folder")
 
 
-def _step_of(frame: Path) -> int:
+def _frame_step(frame: Path) -> int:
     return int(frame.stem.removeprefix("step-"))
 
 
-def _extended(stored: Recipe, recipe: Recipe) -> Recipe:
-    # A new length replaces the old one, whichever unit either has.
+def _extend(stored: Recipe, recipe: Recipe) -> Recipe:
+    # A new length replaces the old one, in whichever unit either is given.
     if recipe.steps not in (None, stored.steps):
         recipe = recipe.replace(epochs=None)
     elif recipe.epochs != stored.epochs:
         recipe = recipe.replace(steps=None)
-    recipe = recipe.resolved()
+    recipe = recipe.resolve()
     if fixed := [name for name in recipe.changes(stored) if name not in RESUMABLE]:
         raise ValueError(
             f"a resumed run cannot change {', '.join(fixed)}; it can change {', '.join(sorted(RESUMABLE))}"
@@ -317,7 +309,7 @@ def _extended(stored: Recipe, recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _made(folder: Path | None, name: str) -> Path:
+def _create_folder(folder: Path | None, name: str) -> Path:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -1,12 +1,13 @@
 """Every field of a recipe reaches what it is for."""
 
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
-from dcgan import _build as build
-from dcgan import data
+from dcgan import Generator, _build, data
 from dcgan.recipe import Recipe
 
 RECIPE = Recipe(
@@ -22,8 +23,8 @@ RECIPE = Recipe(
     workers=3,
     skip_bad=True,
     latent_dim=7,
-    g_channels=5,
-    d_channels=6,
+    base_channels=5,
+    d_base_channels=6,
     max_channels=9,
     kernel_size=3,
     stages=2,
@@ -55,8 +56,8 @@ RECIPE = Recipe(
 
 
 def test_networks_are_what_the_recipe_says():
-    recipe, generator, discriminator = build.networks(RECIPE)
-    assert recipe == RECIPE.resolved()
+    recipe, generator, discriminator = _build.build_networks(RECIPE)
+    assert recipe == RECIPE.resolve()
     shared = {
         "image_size": [32, 48],
         "channels": 1,
@@ -74,8 +75,8 @@ def test_networks_are_what_the_recipe_says():
 
 def test_the_trainer_gets_every_setting(monkeypatch):
     got = {}
-    monkeypatch.setattr(build, "Trainer", lambda *networks, **settings: got.update(settings))
-    build.trainer(RECIPE, None, None)
+    monkeypatch.setattr(_build, "Trainer", lambda *networks, **settings: got.update(settings))
+    _build.build_trainer(RECIPE, None, None)
     assert got == {
         "loss": "least-squares",
         "lr": 3e-4,
@@ -103,7 +104,7 @@ def test_the_data_set_is_opened_as_the_recipe_says(monkeypatch):
         return original("digits", image_size=8)
 
     monkeypatch.setattr(data, "load", load)
-    build.images(RECIPE, progress=print)
+    _build.open_images(RECIPE, progress=print)
     assert got == {
         "name": "cifar10",
         "root": Path("root"),
@@ -127,8 +128,39 @@ def test_no_field_is_left_out_above():
     assert same == loose
 
 
+@pytest.mark.parametrize("where", ["meta", "float64", "cuda"])
+def test_fresh_weights_are_a_function_of_the_seed_alone(where):
+    if where == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    recipe = Recipe(base_channels=2, image_size=16, channels=1, seed=3)
+    _, *expected = _build.build_networks(recipe)
+    state = torch.get_rng_state()
+    if where == "float64":
+        torch.set_default_dtype(torch.float64)
+    try:
+        with nullcontext() if where == "float64" else torch.device(where):
+            _, *networks = _build.build_networks(recipe)
+        assert torch.get_default_dtype() == (torch.float64 if where == "float64" else torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
+    for network, other in zip(networks, expected, strict=True):
+        for name, tensor in network.state_dict().items():
+            assert (tensor.dtype, tensor.device) == (other.state_dict()[name].dtype, torch.device("cpu"))
+            assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_a_discriminator_does_not_follow_the_width_of_a_loaded_generator(tmp_path):
+    Generator(image_size=16, channels=1, base_channels=6).save_pretrained(tmp_path)
+    recipe = Recipe(generator=str(tmp_path), image_size=16)
+    resolved, _, discriminator = _build.build_networks(recipe)
+    assert (resolved.base_channels, resolved.d_base_channels, discriminator.config["base_channels"]) == (6, 32, 32)
+    resolved, _, discriminator = _build.build_networks(recipe.replace(base_channels=6))
+    assert (resolved.d_base_channels, discriminator.config["base_channels"]) == (6, 6)
+
+
 def test_devices_that_are_not_there_are_refused():
-    assert build.device_named("cpu").type == "cpu"
+    assert _build.select_device("cpu").type == "cpu"
     for name in ("meta", "nonsense", "cpu:x"):
-        with pytest.raises(ValueError, match=f"device '{name}' is not to be had here"):
-            build.device_named(name)
+        with pytest.raises(ValueError, match=f"device '{name}' is not available"):
+            _build.select_device(name)

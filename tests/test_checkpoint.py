@@ -1,4 +1,4 @@
-"""Training state on disk: whole or refused, never executed, the newest ones kept."""
+"""Training state on disk: complete or refused, never executed, the newest ones kept."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_state_comes_back_as_it_was_saved(tmp_path):
+def test_a_state_is_loaded_as_it_was_saved(tmp_path):
     path = checkpoint.save(tmp_path / "state", state_of(7), step=7)
     assert path == tmp_path / "state" / "step-000007.pt"
     loaded = checkpoint.load(path)
@@ -47,16 +47,16 @@ def test_what_was_just_saved_stays_even_behind_later_steps(tmp_path):
 def test_states_are_ordered_by_number_beyond_six_digits(tmp_path):
     for step in (1_000_000, 999_999, 10_000_000):
         checkpoint.save(tmp_path, state_of(step), step=step, keep=5)
-    assert [path.stem for path in checkpoint.saved(tmp_path)] == ["step-999999", "step-1000000", "step-10000000"]
+    assert [path.stem for path in checkpoint.list_states(tmp_path)] == ["step-999999", "step-1000000", "step-10000000"]
     checkpoint.save(tmp_path, state_of(10_000_001), step=10_000_001, keep=2)
     assert names(tmp_path) == ["step-10000000.pt", "step-10000001.pt"]
 
 
-def test_other_files_in_the_folder_are_no_states(tmp_path):
+def test_other_files_in_the_folder_are_not_states(tmp_path):
     for name in ("step-.pt", "step-5.pt.bak", "step-x.pt", "notes.txt"):
         (tmp_path / name).touch()
-    assert checkpoint.saved(tmp_path) == []
-    assert checkpoint.saved(tmp_path / "missing") == []
+    assert checkpoint.list_states(tmp_path) == []
+    assert checkpoint.list_states(tmp_path / "missing") == []
 
 
 def test_leftovers_of_killed_writers_are_removed(tmp_path):
@@ -70,7 +70,7 @@ def test_a_truncated_state_is_refused_by_name(tmp_path, share):
     path = checkpoint.save(tmp_path, state_of(1), step=1)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r"step-000001\.pt is not a whole training state"):
+    with pytest.raises(ValueError, match=r"step-000001\.pt is not a complete training state"):
         checkpoint.load(path)
 
 
@@ -83,14 +83,14 @@ def test_code_in_a_state_is_refused_and_not_executed(tmp_path):
 
     for write in (lambda: torch.save({"state": Code()}, path), lambda: path.write_bytes(pickle.dumps(Code()))):
         write()
-        with pytest.raises(ValueError, match=r"step-000001\.pt is not a whole training state"):
+        with pytest.raises(ValueError, match=r"step-000001\.pt is not a complete training state"):
             checkpoint.load(path)
         assert not trace.exists()
 
 
 def test_a_state_must_be_a_dictionary(tmp_path):
     torch.save([1, 2], tmp_path / "step-000001.pt")
-    with pytest.raises(ValueError, match="must hold a dictionary, got list"):
+    with pytest.raises(ValueError, match="must contain a dictionary, got list"):
         checkpoint.load(tmp_path / "step-000001.pt")
 
 

@@ -1,6 +1,7 @@
-"""The command line: what users type, rightly and wrongly, and real processes with signals."""
+"""The command line: correct and mistaken commands, exit codes, and real processes with signals."""
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -15,23 +16,24 @@ import torch
 
 import dcgan
 from dcgan import Generator, checkpoint, cli
-from dcgan.cli._terminal import signals
+from dcgan.cli._terminal import RunError, UsageError, collect_signals, exit_on_error, log_above_progress_bar
+from dcgan.data import BadImages
 from dcgan.recipe import Recipe
 from dcgan.trainer import Trainer
 
-SMALL = shlex.split("--g-channels 4 --d-channels 4 --image-size 16 --samples 4 --device cpu")
+SMALL = shlex.split("--base-channels 4 --image-size 16 --samples 4 --device cpu")
 TINY = [*SMALL, "--batch-size", "8"]
 
 _FLAGS = """
---architecture --augment --batch-size --beta1 --beta2 --bias --cache --cache-dir --channels --classes --compile --config
---convs-per-stage --d-channels --d-norm --d-steps --data --device --discriminator --dry-run --ema-decay
---epochs --flip --g-channels --generator --gradient-penalty --image-size --keep --kernel-size
---label-smoothing --latent --latent-dim --log-every --loss --lr --max-channels --no-augment --no-bias
---no-cache --no-flip --no-skip-bad --norm --out --precision --print-recipe --r1 --resize --resume --root
---sample-every --samples --save-every --schedule --seed --skip-bad --stages --stem --steps --upsample
---weight-decay --workers
+--architecture --augment --base-channels --batch-size --beta1 --beta2 --bias --cache --cache-dir --channels --classes
+--compile --config --convs-per-stage --d-base-channels --d-norm --d-steps --data --device --discriminator --dry-run
+--ema-decay --epochs --flip --generator --gradient-penalty --image-size --keep --kernel-size --label-smoothing
+--latent --latent-dim --log-every --loss --lr --max-channels --no-augment --no-bias --no-cache --no-flip --no-skip-bad
+--norm --out --precision --print-recipe --r1 --resize --resume --root --sample-every --samples --save-every --schedule
+--seed --skip-bad --stages --stem --steps --upsample --weight-decay --workers
 """
 FLAGS = set(_FLAGS.split())
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes of other systems differ")
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +101,49 @@ def test_every_field_of_a_recipe_is_a_flag():
     assert fields <= FLAGS
 
 
+def test_the_help_of_training_has_a_section_for_each_subject(dcgan_says):
+    _, out, _ = dcgan_says("train", "--help")
+    headings = ("Data", "Networks", "Training", "Run")
+    sections = [
+        re.search(rf" {heading} (--.*?)(?: (?:Data|Networks|Training|Run) --|$)", out)[1] for heading in headings
+    ]
+    for section, first, last in zip(
+        sections,
+        ("--data", "--architecture", "--steps", "--log-every"),
+        ("--skip-bad", "--discriminator", "--device", "--samples"),
+        strict=True,
+    ):
+        assert section.startswith(first)
+        assert last in section
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "convert", "export", "bench"])
+def test_lines_of_help_stand_alone(dcgan_says, command):
+    code, out, _ = dcgan_says(command, "--help")
+    assert code == 0
+    assert not re.findall(r" (?:Its|Their|Such as|For them) [^.]*\.", out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "train --g-channels 32",
+            "dcgan: --g-channels is now --base-channels, and the discriminator has the same width",
+        ),
+        ("train --d-channels=32", "dcgan: --d-channels is now --d-base-channels"),
+        ("bench --work step", "dcgan: --work is now --workload"),
+        ("train --base-chanels 32", "Unknown option: --base-chanels. Did you mean --base-channels?"),
+        ("bench --base-chanels 32", "Unknown option: --base-chanels. Did you mean --base-channels?"),
+        ("bench --workload steps", 'Did you mean "step"?'),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_right_one(dcgan_says, arguments, message):
+    code, out, err = dcgan_says(*arguments.split())
+    assert (code, out) == (2, "")
+    assert message in err
+
+
 def test_the_version_is_printed(dcgan_says):
     assert dcgan_says("--version") == (0, dcgan.__version__, "")
 
@@ -128,8 +173,9 @@ def test_the_check_for_torch_can_fail():
     assert process.returncode == 1
 
 
+@posix
 @pytest.mark.parametrize("arguments", ["train --help", "train --print-recipe", "--version"])
-def test_a_reader_that_goes_away_is_no_error(arguments):
+def test_a_reader_that_goes_away_is_not_an_error(arguments):
     reader, writer = os.pipe()
     os.close(reader)
     process = python("-m", "dcgan", *arguments.split(), stdout=writer)
@@ -156,7 +202,7 @@ MISTAKES = {
     "train --steps 10 --epochs 3": "steps and epochs exclude each other, got 10 and 3",
     "train --batch-size 0": "batch_size must be at least 1, got 0",
     "train --batch-size 5000": "batch_size must be at most the number of images, 1797, got 5000",
-    "train --device nonsense": "device 'nonsense' is not to be had here",
+    "train --device nonsense": "device 'nonsense' is not available",
     "train --ema-decay 1": "ema_decay must be in [0, 1), got 1.0",
     "train --augment blur": 'Invalid value "blur" for --augment. Choose from: "color", "translation", "cutout".',
     "train --d-steps 0": "d_steps must be at least 1, got 0",
@@ -167,7 +213,7 @@ MISTAKES = {
     "train --generator /missing": "there is no folder '/missing'",
     "train --resume missing": "missing is not the folder of a run",
     "train --config missing.yaml": "there is no recipe file missing.yaml",
-    "train --config a.yaml --resume b": "--resume brings its own recipe: leave --config out",
+    "train --config a.yaml --resume b": "--resume uses the recipe of its run: omit --config",
     "generate": "requires an argument",
     "generate /missing": "there is no folder '/missing'",
     "generate . -n 0": "-n must be at least 1, got 0",
@@ -179,7 +225,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("arguments", MISTAKES)
-def test_a_mistake_is_said_in_a_line_and_exits_2(dcgan_says, arguments):
+def test_a_mistake_is_reported_in_a_line_and_exits_2(dcgan_says, arguments):
     code, out, err = dcgan_says(*arguments.split())
     assert (code, out) == (2, "")
     assert MISTAKES[arguments] in err
@@ -188,11 +234,11 @@ def test_a_mistake_is_said_in_a_line_and_exits_2(dcgan_says, arguments):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_missing_is_said(dcgan_says):
+def test_a_missing_gpu_is_reported(dcgan_says):
     for command in (["train"], ["generate", "model"]):
         code, _, err = dcgan_says(*command, "--device", "cuda")
         assert code == 2
-        assert "device 'cuda' is not to be had here" in err
+        assert "device 'cuda' is not available" in err
 
 
 def test_a_batch_of_one_trains(dcgan_says):
@@ -208,19 +254,19 @@ def test_a_dry_run_leaves_nothing_behind(dcgan_says):
 
 def test_a_dry_run_resumes_nothing(dcgan_says, trained):
     code, _, err = dcgan_says("train", "--resume", trained, "--dry-run")
-    assert (code, "leave --resume out" in err) == (2, True)
+    assert (code, "omit --resume" in err) == (2, True)
 
 
 def test_a_run_that_exists_is_not_overwritten(dcgan_says, trained):
     code, _, err = dcgan_says("train", *TINY, "--out", trained)
     assert code == 2
-    assert f"{trained} exists: go on with --resume {trained}, or name another folder" in " ".join(err.split())
+    assert f"{trained} exists: continue with --resume {trained}, or choose another folder" in " ".join(err.split())
 
 
 def test_a_finished_run_says_how_to_train_more(dcgan_says, trained):
     code, _, err = dcgan_says("train", "--resume", trained)
     assert code == 2
-    assert err.endswith(f"has all its 3 steps; for more: dcgan train --resume {trained} --steps N")
+    assert err.endswith(f"has completed all of its 3 steps; to train longer: dcgan train --resume {trained} --steps N")
 
 
 def test_a_resumed_run_changes_its_length_but_not_its_numbers(dcgan_says, tmp_path):
@@ -229,10 +275,10 @@ def test_a_resumed_run_changes_its_length_but_not_its_numbers(dcgan_says, tmp_pa
     code, _, err = dcgan_says("train", "--resume", folder, "--lr", 0.1, "--steps", 2)
     assert (code, "a resumed run cannot change lr; it can" in err) == (2, True)
     code, _, err = dcgan_says("train", "--resume", folder, "--out", "other")
-    assert (code, "leave --out out" in err) == (2, True)
+    assert (code, "omit --out" in err) == (2, True)
     assert dcgan_says("train", "--resume", folder, "--steps", 2)[0] == 0
     assert dcgan_says("train", "--resume", folder, "--epochs", 3)[0] == 0
-    assert [path.stem for path in checkpoint.saved(folder / "state")] == ["step-000002", "step-000003"]
+    assert [path.stem for path in checkpoint.list_states(folder / "state")] == ["step-000002", "step-000003"]
 
 
 def test_the_advice_at_the_end_works_as_it_stands(dcgan_says, tmp_path, capfd):
@@ -243,7 +289,7 @@ def test_the_advice_at_the_end_works_as_it_stands(dcgan_says, tmp_path, capfd):
     for line in advice:
         assert cli.main(shlex.split(line)[1:]) == 0
     assert len(list(Path("samples").iterdir())) == 64
-    assert checkpoint.saved(folder / "state")[-1].stem == "step-000004"
+    assert checkpoint.list_states(folder / "state")[-1].stem == "step-000004"
 
 
 def test_divergence_exits_1_and_names_the_last_good_state(dcgan_says):
@@ -263,15 +309,62 @@ def test_an_error_of_the_program_is_not_hidden(monkeypatch):
         cli.main(["train", *TINY, "--steps", "1", "--out", "run"])
 
 
+ERRORS = [
+    # (error, its exit code before the work began, and while it was under way; None is a traceback)
+    (ValueError("a value"), 2, None),
+    (ImportError("a package"), 2, None),
+    (FileExistsError("a file"), 2, 1),
+    (OSError("a full disk"), 2, 1),
+    (BadImages([("x.png", "broken")]), 2, 1),
+    (FloatingPointError("step 3: a network"), 1, 1),
+    (torch.OutOfMemoryError("CUDA out of memory"), 1, 1),
+    (BrokenPipeError("a pipe"), None, 1),
+    (RuntimeError("a bug"), None, None),
+    (ZeroDivisionError("a bug"), None, None),
+]
+
+
+@pytest.mark.parametrize(("error", "before", "running"), ERRORS, ids=[type(error[0]).__name__ for error in ERRORS])
+def test_errors_have_their_exit_codes(error, before, running):
+    for code, under_way in ((before, False), (running, True)):
+        expected = {1: RunError, 2: UsageError, None: type(error)}[code]
+        with pytest.raises(expected, match=re.escape(str(error))) as caught, exit_on_error(running=under_way):
+            raise error
+        assert type(caught.value) is expected
+
+
+def test_a_device_without_memory_is_answered_with_a_remedy():
+    with pytest.raises(RunError, match=r"out of memory; try a smaller --batch-size \(3 GiB\)"), exit_on_error():
+        raise torch.OutOfMemoryError("3 GiB")
+
+
+def test_what_the_package_logs_is_shown_above_the_bar(capsys):
+    with log_above_progress_bar():
+        logging.getLogger("dcgan.data._packing").warning("a warning of %s", "data")
+        logging.getLogger("dcgan.trainer").info("an info")
+        logging.getLogger("dcgan.trainer").debug("a detail")
+        logging.getLogger("other").info("not ours")
+    logging.getLogger("dcgan.trainer").info("after")
+    assert capsys.readouterr().err == "a warning of data\nan info\n"
+    assert logging.getLogger("dcgan").level == logging.NOTSET
+
+
+def test_what_is_logged_while_a_run_is_built_is_shown(dcgan_says):
+    code, _, err = dcgan_says("train", *TINY, "--compile", "full", "--dry-run")
+    assert code == 0
+    assert "compile='full'" in err
+
+
 def test_the_second_interrupt_is_obeyed_at_once():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), signals() as received:
-        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), collect_signals() as received:
+        signal.raise_signal(signal.SIGINT)
         assert received == [signal.SIGINT]
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_signal_saves_and_the_command_it_prints_goes_on(tmp_path, number):
     folder = tmp_path / "a run"
@@ -280,10 +373,10 @@ def test_a_signal_saves_and_the_command_it_prints_goes_on(tmp_path, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (128 + number, "")
-    step = int(re.search(r"stopped at step (\d+) of 100000, and saved; to go on:", out)[1])
+    step = int(re.search(r"stopped at step (\d+) of 100000, and saved; to resume:", out)[1])
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == step
-    assert checkpoint.saved(folder / "state")[-1].stem == f"step-{step:06d}"
+    assert checkpoint.list_states(folder / "state")[-1].stem == f"step-{step:06d}"
 
     advice = shlex.split(out.splitlines()[-1])
     assert advice == ["dcgan", "train", "--resume", str(folder)]
@@ -293,6 +386,7 @@ def test_a_signal_saves_and_the_command_it_prints_goes_on(tmp_path, number):
     assert f"step {step} to {step + 2}" in out
 
 
+@posix
 def test_a_process_killed_at_any_moment_leaves_a_run_to_go_on_with(tmp_path):
     folder = tmp_path / "run"
     every = ["--steps", 100_000, "--save-every", 1, "--sample-every", 1, "--log-every", 1]

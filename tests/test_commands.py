@@ -96,12 +96,12 @@ def test_timings_are_printed_for_people_and_programs(capsys):
 
 
 def test_a_run_announces_itself_and_shows_its_figures(tmp_path, monkeypatch, capsys):
-    from dcgan.cli._train import _summary
+    from dcgan.cli._train import _summarize
 
     monkeypatch.chdir(tmp_path)
-    tiny = ("--image-size", 16, "--g-channels", 2, "--d-channels", 2, "--batch-size", 8, "--steps", 2)
+    tiny = ("--image-size", 16, "--base-channels", 2, "--batch-size", 8, "--steps", 2)
     out = said(capsys, "train", *tiny)
     for text in ("data      digits: 1,797 images 16x16x1, packed in ", "MiB)", "networks  tutorial: gen", "next:"):
         assert text in out
     record = {"step": 2, "d_loss": 0.5, "g_loss": 1.25, "d_real": 0.75, "d_fake": 0.25, "images_per_second": 99.6}
-    assert _summary(record) == "D 0.500  G 1.250  D(x) 0.750  D(G(z)) 0.250  100 img/s"
+    assert _summarize(record) == "D 0.500  G 1.250  D(x) 0.750  D(G(z)) 0.250  100 img/s"

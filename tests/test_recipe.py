@@ -1,6 +1,8 @@
 """Recipes: defaults, YAML both ways, and the command line over both."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -10,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dcgan import cli
+from dcgan._choices import ArchitectureName, AugmentationName, DatasetName, Precision
 from dcgan.architectures import ARCHITECTURES
-from dcgan.recipe import Augmentation, DataName, Precision, Recipe
+from dcgan.cli import _train
+from dcgan.recipe import Recipe
 
 count = st.integers(1, 10**6)
 ratio = st.floats(0, 0.99)
@@ -19,15 +23,16 @@ name = st.text("abcdefghij-/. 0123:#'é", min_size=1, max_size=12).filter(lambda
 norms = st.sampled_from(["batch", "instance", "layer", "none", None])
 recipes = st.builds(
     Recipe,
-    data=st.sampled_from(get_args(DataName)),
+    data=st.sampled_from(get_args(DatasetName)),
     root=st.none() | st.just(Path("a folder/of pictures")),
     classes=st.lists(st.sampled_from(["bedroom", "church_outdoor"]), max_size=2, unique=True).map(tuple),
     image_size=st.none() | count | st.tuples(count, count),
     channels=st.sampled_from([1, 3, 4, None]),
     flip=st.booleans(),
     workers=st.none() | st.integers(0, 9),
-    architecture=st.sampled_from(list(ARCHITECTURES)),
-    g_channels=st.none() | count,
+    architecture=st.sampled_from(get_args(ArchitectureName)),
+    base_channels=st.none() | count,
+    d_base_channels=st.none() | count,
     kernel_size=st.sampled_from([3, 4, 5, None]),
     bias=st.none() | st.booleans(),
     norm=norms,
@@ -35,7 +40,7 @@ recipes = st.builds(
     steps=st.none() | count,
     lr=st.floats(1e-9, 1e3),
     r1=ratio,
-    augment=st.none() | st.lists(st.sampled_from(get_args(Augmentation)), unique=True).map(tuple),
+    augment=st.none() | st.lists(st.sampled_from(get_args(AugmentationName)), unique=True).map(tuple),
     ema_decay=st.none() | ratio,
     precision=st.sampled_from(get_args(Precision)),
     seed=st.integers(0, 2**40),
@@ -57,9 +62,9 @@ def test_yaml_holds_a_recipe_exactly(recipe):
 @settings(deadline=None)
 @given(recipes)
 def test_a_resolved_recipe_is_resolved(recipe):
-    resolved = recipe.resolved()
-    assert resolved.resolved() == resolved
-    for field in ("image_size", "channels", "g_channels", "d_channels", "batch_size"):
+    resolved = recipe.resolve()
+    assert resolved.resolve() == resolved
+    for field in ("image_size", "channels", "base_channels", "d_base_channels", "batch_size"):
         assert getattr(resolved, field) is not None
     assert (resolved.steps is None) != (resolved.epochs is None)
     assert all(getattr(recipe, field) is None for field in resolved.changes(recipe))
@@ -75,33 +80,76 @@ def file(tmp_path_factory):
 def test_a_printed_recipe_read_again_is_the_same(file, recipe):
     said = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "say", said.append)
+        patch.setattr(_train, "say", said.append)
         file.write_text(recipe.to_yaml(), encoding="utf-8")
         assert cli.main(["train", "--config", str(file), "--print-recipe"]) == 0
         file.write_text(said[0], encoding="utf-8")
         assert cli.main(["train", "--config", str(file), "--print-recipe"]) == 0
-    assert Recipe.from_yaml(said[0]) == Recipe.from_yaml(said[1]) == recipe.resolved()
+    assert Recipe.from_yaml(said[0]) == Recipe.from_yaml(said[1]) == recipe.resolve()
 
 
-@pytest.mark.parametrize("data", get_args(DataName))
+@pytest.mark.parametrize("data", get_args(DatasetName))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_data_set_and_architecture_resolves(data, architecture):
-    recipe = Recipe(data=data, architecture=architecture).resolved()
+    recipe = Recipe(data=data, architecture=architecture).resolve()
     small = (
         data in {"digits", "mnist", "fashion-mnist", "cifar10", "svhn"} or "image_size" in ARCHITECTURES[architecture]
     )
     assert recipe.image_size == (32 if small else 64)
     assert recipe.channels == (1 if data in {"digits", "mnist", "fashion-mnist"} else 3)
-    assert recipe.g_channels == recipe.replace(data="fake").resolved().g_channels
+    width = ARCHITECTURES[architecture].get("base_channels")
+    assert recipe.base_channels == (width or 64)
+    assert recipe.d_base_channels == (width or (32 if data == "digits" else 64))
+
+
+@pytest.mark.parametrize("architecture", ["tutorial", "paper"])
+def test_the_discriminator_has_the_given_width_unless_it_has_its_own(architecture):
+    recipe = Recipe(architecture=architecture, base_channels=48).resolve()
+    assert (recipe.base_channels, recipe.d_base_channels) == (48, 48)
+    recipe = Recipe(architecture=architecture, base_channels=48, d_base_channels=16).resolve()
+    assert (recipe.base_channels, recipe.d_base_channels) == (48, 16)
+    recipe = Recipe(architecture=architecture, d_base_channels=16).resolve()
+    assert (recipe.base_channels, recipe.d_base_channels) == (64 if architecture == "tutorial" else 128, 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "widths"),
+    [
+        ("g_channels: 48\nd_channels: 16", (48, 16)),
+        ("g_channels: 48", (48, 32)),
+        ("g_channels: 48\ndata: mnist", (48, 64)),
+        ("g_channels: 48\ndata: mnist\narchitecture: paper", (48, 128)),
+        ("d_channels: 16", (64, 16)),
+        ("g_channels: null\nd_channels: null", (64, 32)),
+    ],
+)
+def test_recipes_of_0_1_mean_what_they_did(capsys, tmp_path, text, widths):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text.replace("_", "-"), encoding="utf-8")
+    for recipe in (Recipe.from_yaml(text).resolve(), Recipe.from_yaml(printed(capsys, "--config", file))):
+        assert (recipe.base_channels, recipe.d_base_channels) == widths
+
+
+def test_options_that_decide_the_default_of_0_1_may_stand_on_the_command_line(capsys, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("g_channels: 48", encoding="utf-8")
+    recipe = Recipe.from_yaml(printed(capsys, "--config", file, "--data", "mnist"))
+    assert (recipe.data, recipe.base_channels, recipe.d_base_channels) == ("mnist", 48, 64)
+    assert Recipe.from_yaml(printed(capsys, "--config", file, "--base-channels", 8)).base_channels == 8
+
+
+def test_a_recipe_knows_no_command_line_library():
+    code = "import dcgan.recipe, sys; sys.exit('cyclopts' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_defaults_are_the_small_digits():
-    recipe = Recipe().resolved()
+    recipe = Recipe().resolve()
     assert (recipe.data, recipe.image_size, recipe.channels, recipe.batch_size) == ("digits", 32, 1, 64)
     assert (recipe.steps, recipe.epochs, recipe.augment) == (1000, None, ("translation",))
-    assert Recipe(epochs=2).resolved().steps is None
-    assert Recipe(augment=()).resolved().augment == ()
-    assert Recipe(data="mnist").resolved().epochs == 25
+    assert Recipe(epochs=2).resolve().steps is None
+    assert Recipe(augment=()).resolve().augment == ()
+    assert Recipe(data="mnist").resolve().epochs == 25
 
 
 @pytest.mark.parametrize(
@@ -110,21 +158,26 @@ def test_the_defaults_are_the_small_digits():
 @pytest.mark.parametrize("value", [0, -3])
 def test_counts_below_one_are_refused(field, value):
     with pytest.raises(ValueError, match=f"{field} must be at least 1, got {value}"):
-        Recipe(**{field: value}).resolved()
+        Recipe(**{field: value}).resolve()
+
+
+def test_an_unknown_architecture_is_refused():
+    with pytest.raises(ValueError, match="architecture must be one of tutorial, .*, got 'resnet'"):
+        Recipe(architecture="resnet").resolve()
 
 
 def test_steps_and_epochs_exclude_each_other():
     with pytest.raises(ValueError, match="steps and epochs exclude each other, got 5 and 6"):
-        Recipe(steps=5, epochs=6).resolved()
+        Recipe(steps=5, epochs=6).resolve()
 
 
 @pytest.mark.parametrize("text", ["", "3", "- 3", "{{{", "nonsense: 1"])
-def test_what_is_no_recipe_is_refused(text):
+def test_what_is_not_a_recipe_is_refused(text):
     with pytest.raises(ValueError, match="not a recipe"):
         Recipe.from_yaml(text)
 
 
-def test_recipes_tell_what_they_differ_in():
+def test_changes_are_the_fields_in_which_recipes_differ():
     assert Recipe(lr=1.0, seed=2).changes(Recipe()) == ["lr", "seed"]
     assert {field.name for field in dataclasses.fields(Recipe)} == set(yaml.safe_load(Recipe().to_yaml()))
 
@@ -133,14 +186,14 @@ def test_the_command_line_overrides_the_file(capsys, tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text("lr: 0.5\nimage_size: 48x80\naugment: [color]\nema_decay: null\nflip: true\n", encoding="utf-8")
     text = printed(capsys, "--config", file, "--lr", 0.25, "--no-flip")
-    expected = Recipe(lr=0.25, image_size=(48, 80), augment=("color",), ema_decay=None).resolved()
+    expected = Recipe(lr=0.25, image_size=(48, 80), augment=("color",), ema_decay=None).resolve()
     assert Recipe.from_yaml(text) == expected
 
 
 @pytest.mark.parametrize(("given", "other"), [("steps", "epochs"), ("epochs", "steps")])
 def test_a_length_on_the_command_line_replaces_that_of_the_file(capsys, tmp_path, given, other):
     file = tmp_path / "recipe.yaml"
-    file.write_text(Recipe(**{other: 7}).resolved().to_yaml(), encoding="utf-8")
+    file.write_text(Recipe(**{other: 7}).resolve().to_yaml(), encoding="utf-8")
     recipe = Recipe.from_yaml(printed(capsys, "--config", file, f"--{given}", 5))
     assert (getattr(recipe, given), getattr(recipe, other)) == (5, None)
 
@@ -165,7 +218,7 @@ def test_images_need_not_be_square(capsys, tmp_path, size):
     ],
 )
 def test_options_become_fields(capsys, options, expected):
-    assert Recipe.from_yaml(printed(capsys, *options)) == Recipe(**expected).resolved()
+    assert Recipe.from_yaml(printed(capsys, *options)) == Recipe(**expected).resolve()
 
 
 @pytest.mark.parametrize(
@@ -176,13 +229,13 @@ def test_options_become_fields(capsys, options, expected):
         (b"flip: maybe", 'unable to convert "maybe" into bool'),
         (b"data: cifar", 'Did you mean "cifar10"?'),
         (b"steps: 1\nepochs: 1", "steps and epochs exclude each other"),
-        (b"- 3", "must hold the fields of a recipe"),
-        (b"resume: runs/digits", "is a recipe, where resume has no place"),
+        (b"- 3", "must contain the fields of a recipe"),
+        (b"resume: runs/digits", "is a recipe and cannot set resume"),
         (b"{{{", "recipe.yaml is not YAML"),
         (b"\xff\xfe\x00", "recipe.yaml is not YAML"),
     ],
 )
-def test_a_mistake_in_the_file_is_said_and_exits_2(capsys, tmp_path, monkeypatch, content, message):
+def test_a_mistake_in_the_file_is_reported_and_exits_2(capsys, tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_bytes(content)
     assert cli.main(["train", "--config", "recipe.yaml"]) == 2

@@ -4,7 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
-import resource
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -19,8 +19,7 @@ from dcgan.recipe import Recipe
 from dcgan.run import RESUMABLE, Run
 
 TINY = Recipe(
-    g_channels=4,
-    d_channels=4,
+    base_channels=4,
     image_size=16,
     batch_size=200,  # 8 steps an epoch
     steps=19,
@@ -33,10 +32,8 @@ TINY = Recipe(
 )
 
 # Processes of their own that need not import torch again.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["dcgan.run", "dcgan.cli", "tqdm", "pytest", "sklearn.datasets", "safetensors.torch", "torch.optim.swa_utils"]
-)
+_FORKS = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+_FORKS.set_forkserver_preload(["dcgan.run", "dcgan.cli", "tqdm", "pytest", "sklearn.datasets", "safetensors.torch"])
 
 
 def _command(arguments, log, kill_at, file_limit):
@@ -45,6 +42,8 @@ def _command(arguments, log, kill_at, file_limit):
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     if file_limit is not None:
+        import resource  # not on Windows
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     if kill_at is not None:
         folder, left = kill_at
@@ -77,7 +76,7 @@ def options(recipe):
         yield str(value)
 
 
-def started(recipe, folder, stop=None):
+def start_and_stop(recipe, folder, stop=None):
     """Train to the end, or save and leave after step `stop`; return the folder."""
     run = Run.start(recipe, folder)
     steps = run.train()
@@ -110,7 +109,7 @@ def computed(folder):
         for pattern in ("*.safetensors", "*/*.safetensors", "samples/*", "*.gif", "*.json", "*/*.json", "recipe.yaml")
         for path in folder.glob(pattern)
     }
-    newest = checkpoint.saved(folder / "state")[-1]
+    newest = checkpoint.list_states(folder / "state")[-1]
     metrics = [{k: v for k, v in record.items() if k != "images_per_second"} for record in records(folder)]
     return {**files, newest.name: flat(checkpoint.load(newest)), "metrics": metrics}
 
@@ -121,7 +120,7 @@ def listing(folder):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    return started(TINY, tmp_path_factory.mktemp("unbroken") / "run")
+    return start_and_stop(TINY, tmp_path_factory.mktemp("unbroken") / "run")
 
 
 def test_a_run_leaves_the_files_it_promises(unbroken):
@@ -145,12 +144,12 @@ def test_a_run_leaves_the_files_it_promises(unbroken):
 
 def test_the_recipe_in_the_folder_is_the_resolved_one(unbroken):
     stored = Recipe.from_yaml((unbroken / "recipe.yaml").read_text(encoding="utf-8"))
-    assert stored == TINY.resolved() == stored.resolved()
+    assert stored == TINY.resolve() == stored.resolve()
 
 
 def test_metrics_are_means_since_the_record_before(tmp_path):
-    every = started(TINY.replace(log_every=1, steps=8), tmp_path / "every")
-    fourth = started(TINY.replace(log_every=4, steps=8), tmp_path / "fourth")
+    every = start_and_stop(TINY.replace(log_every=1, steps=8), tmp_path / "every")
+    fourth = start_and_stop(TINY.replace(log_every=4, steps=8), tmp_path / "fourth")
     single, means = records(every), records(fourth)
     assert [record["step"] for record in single] == list(range(1, 9))
     assert [record["step"] for record in means] == [4, 8]
@@ -181,7 +180,7 @@ def test_samples_become_an_animation(unbroken):
 
 
 def test_the_published_generator_is_the_average_with_statistics_of_its_own(unbroken):
-    state = checkpoint.load(checkpoint.saved(unbroken / "state")[-1])["trainer"]
+    state = checkpoint.load(checkpoint.list_states(unbroken / "state")[-1])["trainer"]
     published = load_file(unbroken / "model.safetensors")
     statistics = [name for name in published if "running" in name]
     assert statistics
@@ -201,8 +200,8 @@ def test_the_published_generator_is_the_average_with_statistics_of_its_own(unbro
 
 
 def test_without_an_average_the_generator_itself_is_published(tmp_path):
-    folder = started(TINY.replace(ema_decay=None, steps=3), tmp_path / "run")
-    state = checkpoint.load(checkpoint.saved(folder / "state")[-1])["trainer"]
+    folder = start_and_stop(TINY.replace(ema_decay=None, steps=3), tmp_path / "run")
+    state = checkpoint.load(checkpoint.list_states(folder / "state")[-1])["trainer"]
     assert "ema" not in state
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert torch.equal(tensor, state["generator"][name])
@@ -210,15 +209,15 @@ def test_without_an_average_the_generator_itself_is_published(tmp_path):
 
 @pytest.mark.parametrize("keep", [1, 3])
 def test_as_many_states_stay_as_are_kept(tmp_path, keep):
-    folder = started(TINY.replace(steps=4, save_every=1, keep=keep), tmp_path / "run")
-    assert [path.stem for path in checkpoint.saved(folder / "state")] == [
+    folder = start_and_stop(TINY.replace(steps=4, save_every=1, keep=keep), tmp_path / "run")
+    assert [path.stem for path in checkpoint.list_states(folder / "state")] == [
         f"step-{step:06d}" for step in range(5 - keep, 5)
     ]
 
 
 def test_a_run_does_not_depend_on_what_ran_before(unbroken, tmp_path):
     torch.randn(5)
-    assert computed(started(TINY, tmp_path / "again")) == computed(unbroken)
+    assert computed(start_and_stop(TINY, tmp_path / "again")) == computed(unbroken)
 
 
 RECIPES = {
@@ -235,15 +234,44 @@ RECIPES = {
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_run_resumed_by_another_process_equals_an_unbroken_one(tmp_path, name):
     recipe = TINY.replace(**RECIPES[name])
-    whole = started(recipe, tmp_path / "whole")
-    broken = started(recipe, tmp_path / "broken", stop=11)  # in the middle of an epoch and of a record
+    whole = start_and_stop(recipe, tmp_path / "whole")
+    broken = start_and_stop(recipe, tmp_path / "broken", stop=11)  # in the middle of an epoch and of a record
     assert command(tmp_path / "log", "train", "--resume", broken) == 0, (tmp_path / "log").read_text()
     assert computed(broken) == computed(whole)
 
 
-def test_a_longer_run_is_the_shorter_one_gone_on_with(unbroken, tmp_path):
-    folder = started(TINY.replace(steps=12, log_every=4, sample_every=6), tmp_path / "run")
-    run = Run.resume(folder, TINY.resolved().replace(steps=19, sample_every=5))
+def test_a_run_of_0_1_goes_on_as_it_would_have_there(tmp_path):
+    """The folder is one of 0.1 after 3 of 5 steps; the figures are those of its last 2."""
+    folder = shutil.copytree(Path(__file__).parent / "data/run-0.1", tmp_path / "run")
+    run = Run.resume(folder, Recipe.from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8")).replace(steps=5))
+    assert (run.trainer.steps, run.recipe.base_channels, run.recipe.d_base_channels) == (3, 2, 3)
+    list(run.train())
+    run.close()
+    expected = [
+        {"step": 4, "d_loss": 1.377483, "d_real": 0.505779, "d_fake": 0.500975, "g_loss": 0.690943},
+        {"step": 5, "d_loss": 1.382952, "d_real": 0.503322, "d_fake": 0.501547, "g_loss": 0.689221},
+    ]
+    for record, figures in zip(records(folder)[3:], expected, strict=True):
+        assert {name: record[name] for name in figures} == pytest.approx(figures, abs=2e-6)
+    stored = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    assert "base_channels: 2\nd_base_channels: 3\n" in stored
+    assert "g_channels" not in stored
+
+
+def test_a_run_with_a_recipe_of_0_1_goes_on_bit_for_bit(unbroken, tmp_path):
+    folder = start_and_stop(TINY, tmp_path / "run", stop=11)
+    path = folder / "recipe.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("d_base_channels", "d_channels").replace("base_channels", "g_channels"), "utf-8")
+    run = Run.resume(folder)
+    list(run.train())
+    run.close()
+    assert computed(folder) == computed(unbroken)
+
+
+def test_a_longer_run_is_a_shorter_one_continued(unbroken, tmp_path):
+    folder = start_and_stop(TINY.replace(steps=12, log_every=4, sample_every=6), tmp_path / "run")
+    run = Run.resume(folder, TINY.resolve().replace(steps=19, sample_every=5))
     assert (run.trainer.steps, run.steps) == (12, 19)
     list(run.train())
     run.close()
@@ -253,7 +281,7 @@ def test_a_longer_run_is_the_shorter_one_gone_on_with(unbroken, tmp_path):
 
 
 def test_a_length_in_epochs_replaces_one_in_steps_and_back(tmp_path):
-    folder = started(TINY.replace(steps=3), tmp_path / "run")
+    folder = start_and_stop(TINY.replace(steps=3), tmp_path / "run")
     stored = Recipe.from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
     for recipe, steps in ((stored.replace(epochs=1), 8), (stored.replace(steps=None, epochs=2), 16)):
         run = Run.resume(folder, recipe)
@@ -269,7 +297,7 @@ def test_a_resumed_run_refuses_what_would_change_its_numbers(unbroken, name):
     value = {"lr": 1.0, "seed": 1, "batch_size": 3, "augment": (), "data": "fake", "samples": 4}[name]
     before = computed(unbroken)
     with pytest.raises(ValueError, match=f"a resumed run cannot change {name}; it can change cache, .* steps"):
-        Run.resume(unbroken, TINY.resolved().replace(**{name: value}))
+        Run.resume(unbroken, TINY.resolve().replace(**{name: value}))
     assert computed(unbroken) == before
 
 
@@ -279,7 +307,7 @@ def test_what_a_resumed_run_may_change_are_fields():
 
 def test_a_folder_that_holds_anything_is_not_overwritten(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="exists: go on with --resume"):
+    with pytest.raises(FileExistsError, match="exists: continue with --resume"):
         Run.start(TINY, tmp_path)
     with pytest.raises(FileExistsError, match="exists"):
         Run.start(TINY, tmp_path / "notes.txt")
@@ -304,7 +332,7 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(tmp_path):
     run = Run.start(TINY.replace(steps=2), tmp_path / "run")
     before = listing(run.folder)
     assert command(tmp_path / "log", "train", "--resume", run.folder) == 2
-    assert "is being trained by another process" in (tmp_path / "log").read_text()
+    assert "another process is training in" in (tmp_path / "log").read_text()
     assert listing(run.folder) == before
     run.close()
     assert command(tmp_path / "log", "train", "--resume", run.folder) == 0
@@ -314,15 +342,15 @@ def test_what_cannot_be_resumed_is_told_apart(tmp_path, unbroken):
     with pytest.raises(FileNotFoundError, match="is not the folder of a run: it has no recipe"):
         Run.resume(tmp_path)
     (tmp_path / "recipe.yaml").write_text(TINY.to_yaml())
-    with pytest.raises(FileNotFoundError, match="has no checkpoint to go on from: start it again in another folder"):
+    with pytest.raises(FileNotFoundError, match="has no checkpoint to resume from: start again in another folder"):
         Run.resume(tmp_path)
 
 
 def test_a_broken_state_is_named(tmp_path):
-    folder = started(TINY.replace(steps=2), tmp_path / "run")
-    path = checkpoint.saved(folder / "state")[-1]
+    folder = start_and_stop(TINY.replace(steps=2), tmp_path / "run")
+    path = checkpoint.list_states(folder / "state")[-1]
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"step-000002\.pt is not a whole training state"):
+    with pytest.raises(ValueError, match=r"step-000002\.pt is not a complete training state"):
         Run.resume(folder)
 
 
@@ -332,9 +360,9 @@ def test_a_data_set_that_changed_is_noticed(tmp_path):
     for index in range(6):
         Image.new("L", (16, 16), 40 * index).save(pictures / f"{index}.png")
     recipe = TINY.replace(data="folder", root=pictures, batch_size=4, steps=2, channels=1)
-    folder = started(recipe, tmp_path / "run")
+    folder = start_and_stop(recipe, tmp_path / "run")
     (pictures / "5.png").unlink()
-    with pytest.raises(ValueError, match="the data set has 5 images now, and had 6 when training began"):
+    with pytest.raises(ValueError, match="the data set has 5 images, but had 6 when training began"):
         Run.resume(folder)
 
 
@@ -378,11 +406,11 @@ def test_samples_after_the_state_that_is_resumed_are_forgotten(tmp_path):
 
 
 def test_fewer_steps_than_are_done_are_refused_and_change_nothing(tmp_path):
-    started(TINY, tmp_path / "run")
+    start_and_stop(TINY, tmp_path / "run")
     before = (tmp_path / "run/recipe.yaml").read_bytes()
     for _ in range(2):  # the refusal lets go of the folder, or the second would say that another process has it
-        with pytest.raises(ValueError, match="is at step 19 already, beyond the 2 asked"):
-            Run.resume(tmp_path / "run", TINY.resolved().replace(steps=2))
+        with pytest.raises(ValueError, match="is already at step 19, beyond the requested 2 steps"):
+            Run.resume(tmp_path / "run", TINY.resolve().replace(steps=2))
     assert (tmp_path / "run/recipe.yaml").read_bytes() == before
 
 
@@ -415,7 +443,7 @@ EAGER = TINY.replace(steps=6, log_every=1, sample_every=1, save_every=1, batch_s
 
 def test_a_run_killed_while_it_writes_ends_as_an_unbroken_one(tmp_path):
     """Killed by SIGKILL at the first, third, ... file operation of training and saving, again and again."""
-    whole = started(EAGER, tmp_path / "whole")
+    whole = start_and_stop(EAGER, tmp_path / "whole")
     folder = tmp_path / "broken"
     Run.start(EAGER, folder).close()
     killed = 0
@@ -427,7 +455,7 @@ def test_a_run_killed_while_it_writes_ends_as_an_unbroken_one(tmp_path):
         assert code == -signal.SIGKILL, (tmp_path / "log").read_text()
         assert Generator.from_pretrained(folder).sample(1, seed=0).isfinite().all()
         Discriminator.from_pretrained(folder)
-        checkpoint.load(checkpoint.saved(folder / "state")[-1])
+        checkpoint.load(checkpoint.list_states(folder / "state")[-1])
     else:
         assert command(tmp_path / "log", "train", "--resume", folder) == 0, (tmp_path / "log").read_text()
     assert killed >= 5
@@ -442,8 +470,8 @@ def test_a_run_killed_as_it_starts_goes_on_or_says_to_start_again(tmp_path, at):
     code = command(log, "train", "--resume", folder)
     if not (folder / "recipe.yaml").exists():
         assert (code, "is not the folder of a run" in log.read_text()) == (2, True)
-    elif not checkpoint.saved(folder / "state"):
-        assert (code, "start it again in another folder" in log.read_text()) == (2, True)
+    elif not checkpoint.list_states(folder / "state"):
+        assert (code, "start again in another folder" in log.read_text()) == (2, True)
     else:
         assert code == 0, log.read_text()
 
@@ -452,7 +480,7 @@ def test_a_run_killed_as_it_starts_goes_on_or_says_to_start_again(tmp_path, at):
 def test_a_full_disk_stops_a_run_and_names_the_file(tmp_path, limit):
     """A limit on the size of files stands in for the disk: the write itself fails."""
     folder, log = tmp_path / "run", tmp_path / "log"
-    started(EAGER.replace(steps=2), folder)
+    start_and_stop(EAGER.replace(steps=2), folder)
     before = computed(folder)
     code = command(log, "train", "--resume", folder, "--steps", 4, file_limit=limit)
     said = log.read_text()
@@ -473,7 +501,7 @@ def test_divergence_names_the_step_the_network_and_the_last_good_state(tmp_path)
     with pytest.raises(FloatingPointError, match=r"step \d+: the .*; the last good state is .*step-000000\.pt"):
         list(run.train())
     run.close()
-    state = checkpoint.load(checkpoint.saved(run.folder / "state")[-1])
+    state = checkpoint.load(checkpoint.list_states(run.folder / "state")[-1])
     assert all(tensor.isfinite().all() for tensor in state["trainer"]["generator"].values())
     assert Generator.from_pretrained(run.folder).sample(4, seed=0).isfinite().all()
 

@@ -1,4 +1,4 @@
-"""How the command line speaks: text, progress, mistakes, failures and signals."""
+"""How the command line talks: text, progress, errors and signals."""
 
 import logging
 import signal
@@ -13,66 +13,58 @@ if TYPE_CHECKING:
 
 
 class UsageError(Exception):
-    """Something the user can mend, said without a traceback."""
+    """Something that the user can correct: exit code 2, without a traceback."""
 
 
 class RunError(Exception):
-    """A run that could not go on through no fault of the program."""
+    """A run that failed through no fault of the program: exit code 1, without a traceback."""
 
 
 @contextmanager
-def mistakes() -> Iterator[None]:
-    """Answer for what the user gave: refusals by the library are mistakes, and need no traceback."""
+def exit_on_error(*, running: bool = False) -> Iterator[None]:
+    """Turn the library's errors into `UsageError` and `RunError`; other errors are bugs, and keep their traceback.
+
+    Args:
+        running: Whether the arguments have been accepted and the work is under way. A full disk or a broken image is a
+            failure then, and a `ValueError` or `ImportError` a bug; before, all of them are the user's to correct.
+    """
     try:
         yield
-    except BrokenPipeError:
-        raise  # the reader of a pipe went away: nobody's mistake
-    except (ValueError, OSError, ImportError) as error:
-        raise UsageError(str(error)) from error
-
-
-@contextmanager
-def breakdowns() -> Iterator[None]:
-    """Answer for divergence and for a full device."""
-    import torch
-
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise RunError(f"the device is out of memory; try a smaller --batch-size ({error})") from error
     except FloatingPointError as error:
         raise RunError(str(error)) from error
+    except (OSError, ValueError, ImportError) as error:
+        if running and _is_run_failure(error):
+            raise RunError(str(error)) from error
+        if running or isinstance(error, BrokenPipeError):
+            raise
+        raise UsageError(str(error)) from error
+    except RuntimeError as error:
+        if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
+            raise RunError(f"the device is out of memory; try a smaller --batch-size ({error})") from error
+        raise
 
 
-@contextmanager
-def failures() -> Iterator[None]:
-    """Answer for what befalls a run: also a full disk, or a file that went bad."""
+def _is_run_failure(error: Exception) -> bool:
     from dcgan.data import BadImages
 
-    with breakdowns():
-        try:
-            yield
-        except (OSError, BadImages) as error:
-            raise RunError(str(error)) from error
+    return isinstance(error, OSError | BadImages)
 
 
 @contextmanager
-def remarks() -> Iterator[None]:
-    """Show what the trainer has to say of itself, above the bar."""
-    handler = _Remarks(logging.INFO)
-    loggers = [logging.getLogger(name) for name in ("dcgan.trainer", "dcgan._cuda_graphs")]
-    for logger in loggers:
-        logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
+def log_above_progress_bar() -> Iterator[None]:
+    """Show what the package logs, from INFO up, without tearing the progress bar."""
+    logger, handler = logging.getLogger("dcgan"), _ProgressBarHandler()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
     try:
         yield
     finally:
-        for logger in loggers:
-            logger.setLevel(logging.NOTSET)
-            logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
-class _Remarks(logging.Handler):
+class _ProgressBarHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
@@ -80,16 +72,16 @@ class _Remarks(logging.Handler):
 
 
 @contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM; the second Ctrl-C interrupts at once."""
+def collect_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of stopping at once; a second Ctrl-C does stop at once."""
     received: list[int] = []
 
-    def note(number: int, _: FrameType | None) -> None:
+    def collect(number: int, _: FrameType | None) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, collect) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
@@ -99,7 +91,7 @@ def signals() -> Iterator[list[int]]:
 
 @contextmanager
 def progress_bar(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that draws a bar, from its first call on."""
+    """Yield a function of (done, total) that draws a bar from its first call on."""
     bars: list[tqdm[Any]] = []
 
     def update(done: int, total: int) -> None:
@@ -117,5 +109,5 @@ def progress_bar(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print a line, to standard error if it is one."""
+    """Print a line to standard output, or to standard error."""
     print(text, file=sys.stderr if error else sys.stdout, flush=True)

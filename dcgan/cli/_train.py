@@ -1,90 +1,95 @@
-"""What `dcgan train` does at the terminal: recipe files, the announcement, the bar, signals."""
+"""`dcgan train`."""
 
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
 
-import yaml
-from cyclopts import App, ArgumentCollection
-from cyclopts.config import Yaml
+from cyclopts import Parameter
 
-from dcgan.cli._terminal import UsageError, breakdowns, failures, mistakes, progress_bar, remarks, say, signals
+from dcgan._allocator import keep_memory
+from dcgan.cli._options import FLAG, RecipeOptions
+from dcgan.cli._terminal import UsageError, collect_signals, exit_on_error, log_above_progress_bar, progress_bar, say
 from dcgan.recipe import Recipe
 
 if TYPE_CHECKING:
     from dcgan.run import Run
 
-
-def recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Let a recipe file, or the recipe of a run to resume, give what the command line does not."""
-    given = {argument.name: argument.tokens[-1].value for argument in arguments if argument.tokens}
-    if "--resume" in given and "--config" in given:
-        raise UsageError("--resume brings its own recipe: leave --config out")
-    if "--resume" in given:
-        path = Path(given["--resume"], "recipe.yaml")
-        if not path.is_file():
-            raise UsageError(f"{given['--resume']} is not the folder of a run: it has no recipe.yaml")
-    elif "--config" in given:
-        path = Path(given["--config"])
-        if not path.is_file():
-            raise UsageError(f"there is no recipe file {path}")
-    else:
-        return
-    _check_recipe_file(path)
-    Yaml(path, use_commands_as_keys=False)(app, commands, arguments)
-    lengths = {argument.name: argument for argument in arguments if argument.name in {"--steps", "--epochs"}}
-    if len(lengths.keys() & given.keys()) == 1:
-        # A length on the command line replaces that of the file, whichever unit either has.
-        for name in lengths.keys() - given.keys():
-            lengths[name].tokens.clear()
+_DEFAULTS = RecipeOptions()
 
 
-def _check_recipe_file(path: Path) -> None:
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{path} is not YAML: {error}") from error
-    if not isinstance(fields, dict):
-        raise UsageError(f"{path} must hold the fields of a recipe, such as 'steps: 1000'")
-    if own := {"out", "resume", "config", "print_recipe", "dry_run"} & {str(name).replace("-", "_") for name in fields}:
+def train(
+    *,
+    out: Path | None = None,
+    resume: Path | None = None,
+    config: Path | None = None,  # noqa: ARG001 - read by read_recipe_file
+    print_recipe: Annotated[bool, FLAG] = False,
+    dry_run: Annotated[bool, FLAG] = False,
+    recipe: Annotated[RecipeOptions, Parameter(name="*")] = _DEFAULTS,
+) -> int:
+    """Train a DCGAN; without any options, on handwritten digits that need no download.
+
+    Ctrl-C or SIGTERM finishes the current step, saves, and prints how to resume.
+
+    Args:
+        out: New folder for the run; by default runs/DATA.
+        resume: Folder of a run to continue exactly as if it had not been interrupted.
+        config: YAML file of options; options on the command line override it.
+        print_recipe: Print every option with the value it would have, in the format that --config reads, and exit.
+        dry_run: Go through a whole run, for a single step, in a temporary folder.
+        recipe: The options of the run.
+    """
+    with exit_on_error():
+        if print_recipe:
+            say(recipe.resolve().to_yaml().rstrip())
+            return 0
+        if resume is not None and out is not None:
+            raise UsageError("a resumed run stays in its folder: omit --out")
+        if resume is not None and dry_run:
+            raise UsageError("--dry-run starts a new run: omit --resume")
+    keep_memory()
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            _train_to_the_end(_open_run(recipe.replace(steps=1, epochs=None), Path(folder), None))
+        say("dry run: trained, sampled and saved one step; nothing was kept")
+        return 0
+    began = time.perf_counter()
+    run = _open_run(recipe, out, resume)
+    folder = quote(str(run.folder))
+    if run.trainer.steps >= run.steps:
         raise UsageError(
-            f"{path} is a recipe, where {', '.join(sorted(own))} has no place: give it on the command line"
+            f"{run.folder} has completed all of its {run.steps} steps; to train longer: "
+            f"dcgan train --resume {folder} --steps N"
         )
-
-
-def train_to_the_end(run: "Run") -> int:
-    """Train to the end or to a signal, whose number is returned."""
-    from tqdm import tqdm
-
-    with (
-        failures(),
-        remarks(),
-        signals() as received,
-        tqdm(total=run.steps, initial=run.trainer.steps, unit="step", disable=None, dynamic_ncols=True) as bar,
-    ):
-        said = time.perf_counter()
-        for record in run.train():
-            bar.update()
-            if record is not None:
-                bar.set_postfix_str(_summary(record))
-                if bar.disable and time.perf_counter() - said > 10:  # a log file gets a line now and then
-                    said = time.perf_counter()
-                    say(f"step {run.trainer.steps} of {run.steps}: {_summary(record)}")
-            if received and run.trainer.steps < run.steps:
-                run.save()
-                return received[0]
+    if stopped_by := _train_to_the_end(run):
+        say(f"\nstopped at step {run.trainer.steps} of {run.steps}, and saved; to resume:")
+        say(f"  dcgan train --resume {folder}")
+        return 128 + stopped_by
+    minutes, seconds = divmod(round(time.perf_counter() - began), 60)
+    say(f"\ntrained {run.trainer.steps} steps in {minutes}:{seconds:02d}")
+    say(f"  pictures   {run.folder}/samples.gif, {run.folder}/samples/")
+    say(f"  networks   {run.folder}/  (Generator.from_pretrained({str(run.folder)!r}))")
+    say("next:")
+    say(f"  dcgan generate {folder} -n 64 --out samples")
+    say(f"  dcgan train --resume {folder} --steps {2 * run.steps}")
     return 0
 
 
-def _summary(record: dict[str, float]) -> str:
-    names = {"d_loss": "D", "g_loss": "G", "d_real": "D(x)", "d_fake": "D(G(z))"}
-    figures = [f"{label} {record[name]:.3f}" for name, label in names.items() if name in record]
-    return "  ".join([*figures, f"{record['images_per_second']:.0f} img/s"])
+def _open_run(recipe: Recipe, out: Path | None, resume: Path | None) -> "Run":
+    with exit_on_error(), log_above_progress_bar(), progress_bar("decoding", "img") as progress:
+        from dcgan.run import Run
+
+        if resume is None:
+            run = Run.start(recipe, out, progress=progress)
+        else:
+            run = Run.resume(resume, recipe, progress=progress)
+    _describe(run)
+    return run
 
 
-def describe(run: "Run") -> None:
-    """Say what is about to be trained, on what, and where."""
+def _describe(run: "Run") -> None:
     images, recipe = run.images, run.recipe
     where = ""
     if images.path is not None:
@@ -92,24 +97,40 @@ def describe(run: "Run") -> None:
     height, width = images.image_size
     say(f"data      {images.name}: {len(images):,} images {height}x{width}x{images.channels}{where}")
     if images.skipped:
-        say(f"          {len(images.skipped)} files left out, such as {images.skipped[0][0]}: {images.skipped[0][1]}")
+        say(f"          skipped {len(images.skipped)} files, such as {images.skipped[0][0]}: {images.skipped[0][1]}")
     sizes = [sum(p.numel() for p in n.parameters()) for n in (run.trainer.generator, run.trainer.discriminator)]
-    kind = "loaded" if recipe.generator else recipe.architecture
-    say(f"networks  {kind}: generator {sizes[0]:,} parameters, discriminator {sizes[1]:,}")
+    origin = "loaded" if recipe.generator else recipe.architecture
+    say(f"networks  {origin}: generator {sizes[0]:,} parameters, discriminator {sizes[1]:,}")
     steps = f"step {run.trainer.steps} to {run.steps}, {recipe.batch_size} images each"
     say(f"run       {run.folder}: {steps}, on {run.trainer.device}")
 
 
-def dry_run_of(recipe: Recipe) -> int:
-    """Do all that a run does for one step, in a folder that goes away; return the exit code."""
-    from dcgan.run import Run
+def _train_to_the_end(run: "Run") -> int:
+    """Train to the last step and return 0, or to a signal and return its number."""
+    from tqdm import tqdm
 
-    with tempfile.TemporaryDirectory() as folder, mistakes(), breakdowns():
-        with progress_bar("decoding", "img") as progress:
-            run = Run.start(recipe.replace(steps=1, epochs=None), Path(folder), progress=progress)
-        describe(run)
-        with failures():
-            for _ in run.train():
-                pass
-    say("dry run: trained, sampled and saved one step; nothing was kept")
+    with (
+        closing(run),
+        exit_on_error(running=True),
+        log_above_progress_bar(),
+        collect_signals() as received,
+        tqdm(total=run.steps, initial=run.trainer.steps, unit="step", disable=None, dynamic_ncols=True) as bar,
+    ):
+        last_line = time.perf_counter()
+        for record in run.train():
+            bar.update()
+            if record is not None:
+                bar.set_postfix_str(_summarize(record))
+                if bar.disable and time.perf_counter() - last_line > 10:  # now and then a line, for log files
+                    last_line = time.perf_counter()
+                    say(f"step {run.trainer.steps} of {run.steps}: {_summarize(record)}")
+            if received and run.trainer.steps < run.steps:
+                run.save()
+                return received[0]
     return 0
+
+
+def _summarize(record: dict[str, float]) -> str:
+    names = {"d_loss": "D", "g_loss": "G", "d_real": "D(x)", "d_fake": "D(G(z))"}
+    figures = [f"{label} {record[name]:.3f}" for name, label in names.items() if name in record]
+    return "  ".join([*figures, f"{record['images_per_second']:.0f} img/s"])

@@ -1,0 +1,76 @@
+"""`dcgan generate`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from dcgan._allocator import keep_memory
+from dcgan._choices import Precision
+from dcgan.cli._options import FLAG, INTEGER
+from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say
+
+
+def generate(
+    model: str,
+    *,
+    number: Annotated[int, Parameter(name=["--number", "-n"]), INTEGER] = 64,
+    out: Path = Path("samples"),
+    seed: Annotated[int, INTEGER] = 0,
+    start: Annotated[int, INTEGER] = 0,
+    grid: Annotated[bool, FLAG] = False,
+    force: Annotated[bool, FLAG] = False,
+    batch_size: Annotated[int | None, INTEGER] = None,
+    precision: Precision = "fp32",
+    device: str = "auto",
+) -> int:
+    """Generate images as PNG files, or as one archive. Each image depends on its seed and its index alone.
+
+    Args:
+        model: Folder of a run or of a saved generator, or Hub repository.
+        number: Number of images.
+        out: Folder to write 000000.png and so on to; or a .zip of these files, or a .npz of all images in one array.
+        seed: Seed of the latents.
+        start: Index of the first image.
+        grid: Write all images as a single picture, grid.png.
+        force: Overwrite existing files.
+        batch_size: Number of images computed at once; by default as many as have a million pixels, at most 256.
+        precision: Floating-point format to compute in.
+        device: Device to compute on, such as cpu, cuda or mps; auto picks the best one available.
+    """
+    with exit_on_error():
+        for name, value, least in (
+            ("-n", number, 1),
+            ("--batch-size", batch_size, 1),
+            ("--seed", seed, 0),
+            ("--start", start, 0),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{name} must be at least {least}, got {value}")
+        keep_memory()
+        from dcgan._build import select_device
+        from dcgan._precision import DTYPES
+        from dcgan.generate import ARCHIVES, default_batch_size, existing_files, write_grid, write_images
+        from dcgan.models import Generator
+
+        if grid and out.suffix in ARCHIVES:
+            raise UsageError(f"--grid writes grid.png to a folder, but --out is an archive, {out}")
+        if out.exists() and out.is_dir() == (out.suffix in ARCHIVES):
+            raise UsageError(f"--out must be a folder, but {out} is a file" if out.is_file() else f"{out} is a folder")
+        picture = out / "grid.png"
+        existing = [path for path in [picture] if path.exists()] if grid else existing_files(out, number, start=start)
+        if existing and not force:
+            more = f" (and {len(existing) - 1} more of these files)" if existing[1:] else ""
+            raise UsageError(f"{existing[0]} exists{more}: --force overwrites existing files")
+        generator = Generator.from_pretrained(model, device=select_device(device))
+        batch_size = batch_size or default_batch_size(generator)
+        options: dict[str, Any] = {"seed": seed, "start": start, "batch_size": batch_size, "dtype": DTYPES[precision]}
+    with exit_on_error(running=True):
+        if grid:
+            write_grid(generator, picture, number, **options)
+        else:
+            with progress_bar("generating", "img") as progress:
+                for done in write_images(generator, out, number, **options):
+                    progress(done, number)
+    say(f"{number} images in {picture if grid else out}")
+    return 0

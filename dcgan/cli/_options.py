@@ -1,0 +1,112 @@
+"""The options of a recipe, built from its fields, and the types of options that cyclopts does not have."""
+
+from collections.abc import Sequence
+from dataclasses import fields, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import yaml
+from cyclopts import App, ArgumentCollection, Group, Parameter, Token
+from cyclopts.config import Dict
+
+from dcgan._choices import AugmentationName
+from dcgan.cli._terminal import UsageError, exit_on_error
+from dcgan.recipe import Recipe, upgrade_fields
+
+
+def _read_size(_: Any, tokens: Sequence[Token]) -> int | tuple[int, ...]:
+    try:
+        sides = [int(side) for token in tokens for side in token.value.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2):
+        raise ValueError(f"image size must be SIDE or HEIGHTxWIDTH, got {' '.join(token.value for token in tokens)}")
+    return sides[0] if len(sides) == 1 else tuple(sides)
+
+
+def _read_integer(_: Any, tokens: Sequence[Token]) -> int | None:
+    word = tokens[0].value
+    if word.lower() in ("none", "null"):
+        return None
+    try:
+        return int(word)  # cyclopts itself would round 2.5
+    except ValueError:
+        raise ValueError(f"expected a whole number, got {word!r}") from None
+
+
+FLAG = Parameter(negative=())
+INTEGER = Parameter(converter=_read_integer)
+SIZE = Parameter(converter=_read_size, n_tokens=1, negative=(), metavar="SIZE")
+WORDS = Parameter(consume_multiple=True, negative=(), show_default=False)
+
+# What cyclopts cannot derive from the type of a field.
+_PARAMETERS: dict[Any, Parameter] = {
+    int: INTEGER,
+    int | None: INTEGER,
+    int | tuple[int, int] | None: SIZE,
+    tuple[str, ...]: WORDS,
+    tuple[AugmentationName, ...] | None: Parameter(consume_multiple=True, negative_iterable="no-", negative_none=""),
+}
+# The sections of --help, each by the first of its fields.
+_SECTIONS = {"data": "Data", "architecture": "Networks", "steps": "Training", "log_every": "Run"}
+
+
+def _annotate_fields() -> type:
+    hints, group, annotated = get_type_hints(Recipe), Group(), []
+    for index, field in enumerate(fields(Recipe)):
+        if field.name in _SECTIONS:
+            group = Group(_SECTIONS[field.name], sort_key=index)
+        hint = hints[field.name]
+        options = (Parameter(group=group), _PARAMETERS.get(hint, Parameter()))
+        annotated.append((field.name, Annotated[hint, *options], field.default))
+    namespace = {"__doc__": Recipe.__doc__, "__module__": __name__}  # by default, make_dataclass names another
+    return make_dataclass("RecipeOptions", annotated, bases=(Recipe,), kw_only=True, frozen=True, namespace=namespace)
+
+
+if TYPE_CHECKING:
+    RecipeOptions = Recipe
+else:
+    RecipeOptions = _annotate_fields()  # a recipe whose fields are annotated for the command line
+
+
+def read_recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Take options that the command line does not give from --config, or from the recipe of the run to --resume."""
+    given = {
+        argument.name.removeprefix("--").replace("-", "_"): argument.tokens[-1].value
+        for argument in arguments
+        if argument.tokens
+    }
+    with exit_on_error():
+        if "resume" in given and "config" in given:
+            raise UsageError("--resume uses the recipe of its run: omit --config")
+        if "resume" in given:
+            path = Path(given["resume"], "recipe.yaml")
+            if not path.is_file():
+                raise UsageError(f"{given['resume']} is not the folder of a run: it has no recipe.yaml")
+        elif "config" in given:
+            path = Path(given["config"])
+            if not path.is_file():
+                raise UsageError(f"there is no recipe file {path}")
+        else:
+            return
+        values = _load_recipe_file(path)
+        if {"steps", "epochs"} & given.keys():  # either replaces the length in the file, whichever that is
+            values = {name: value for name, value in values.items() if name not in ("steps", "epochs")}
+        decisive = {name: given[name] for name in ("data", "architecture") if name in given}
+        values = upgrade_fields(values | decisive)
+    Dict(values, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
+
+
+def _load_recipe_file(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} must contain the fields of a recipe, such as 'steps: 1000'")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    if foreign := {"out", "resume", "config", "print_recipe", "dry_run"} & values.keys():
+        raise UsageError(
+            f"{path} is a recipe and cannot set {', '.join(sorted(foreign))}: use the command line for that"
+        )
+    return values
