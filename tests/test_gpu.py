@@ -1,4 +1,4 @@
-"""What only a CUDA device can show; `pytest -m gpu`."""
+"""What needs a CUDA device; run with `pytest -m gpu -n 0`."""
 
 import pytest
 import torch
@@ -62,11 +62,11 @@ def test_a_step_on_a_gpu_agrees_with_one_on_the_cpu(precision, tolerance, monkey
 @pytest.mark.parametrize("compile_", ["graph", "full"])
 @pytest.mark.parametrize("steps", [1, 50, 500])
 @pytest.mark.parametrize("precision", TOLERANCE)
-def test_a_captured_step_is_the_eager_one(precision, steps, compile_):
+def test_a_captured_step_equals_the_eager_one(precision, steps, compile_):
     captured = trainer_of(precision=precision, compile=compile_)
     for _ in range(steps):
         captured.step(pixels())
-    for _ in range(5):  # the same kind of step, so that at last it is a replay
+    for _ in range(5):  # equal calls, so that the last ones are replays
         plain = trainer_of(precision=precision, compile="off")
         plain.load_state_dict(captured.state_dict())
         real = pixels()
@@ -115,7 +115,7 @@ class Waiting(torch.optim.SGD):
         return super().step(closure)
 
 
-def test_a_step_that_waits_for_the_device_is_not_captured_and_trains_all_the_same(caplog):
+def test_a_step_that_waits_for_the_device_is_not_captured(caplog):
     generator, discriminator = pair("cuda")
     trainer = Trainer(generator, discriminator, g_optimizer=Waiting(generator.parameters(), lr=1e-3))
     for _ in range(6):
@@ -127,7 +127,7 @@ def test_a_step_that_waits_for_the_device_is_not_captured_and_trains_all_the_sam
     trainer.check()
 
 
-def test_a_capture_that_fails_leaves_training_as_it_was(caplog, monkeypatch):
+def test_a_failed_capture_does_not_change_training(caplog, monkeypatch):
     trainer, plain = trainer_of(), trainer_of(compile="off")
     update = trainer._cuda_graphs._step
 
@@ -148,7 +148,7 @@ def test_a_capture_that_fails_leaves_training_as_it_was(caplog, monkeypatch):
     trainer.check()
 
 
-def test_a_loaded_state_is_gone_on_with():
+def test_training_continues_from_a_loaded_state():
     trainer, other = trainer_of(), trainer_of()
     for _ in range(6):
         trainer.step(pixels())
@@ -162,7 +162,7 @@ def test_a_loaded_state_is_gone_on_with():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_training_goes_on_from_a_state_on_the_cpu(precision, tmp_path):
+def test_training_continues_from_a_state_loaded_to_the_cpu(precision, tmp_path):
     trainer = Trainer(*pair("cuda"), precision=precision)
     real = torch.randint(0, 256, (16, 3, 64, 64), dtype=torch.uint8)
     for _ in range(3):
@@ -175,7 +175,7 @@ def test_training_goes_on_from_a_state_on_the_cpu(precision, tmp_path):
         torch.testing.assert_close(metrics[name], value, rtol=1e-3, atol=1e-3)
 
 
-def test_a_state_of_the_cpu_is_captured_all_the_same(tmp_path):
+def test_a_trainer_with_a_state_from_the_cpu_captures_its_steps(tmp_path):
     before = Trainer(*pair("cpu"))
     before.step(pixels().cpu())
     torch.save(before.state_dict(), tmp_path / "state.pt")
@@ -187,7 +187,7 @@ def test_a_state_of_the_cpu_is_captured_all_the_same(tmp_path):
     trainer.check()
 
 
-def test_samples_are_those_of_the_cpu():
+def test_samples_on_a_gpu_agree_with_those_on_the_cpu():
     generator, _ = pair("cpu")
     expected = generator.sample(300, seed=3)
     images = generator.cuda().sample(300, seed=3)
