@@ -3,31 +3,33 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dcgan.architectures import list_architectures
     from dcgan.models import Discriminator, Generator, from_pretrained, weights_init
     from dcgan.trainer import Trainer
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Discriminator": "dcgan.models",
     "Generator": "dcgan.models",
     "Trainer": "dcgan.trainer",
     "from_pretrained": "dcgan.models",
+    "list_architectures": "dcgan.architectures",
     "weights_init": "dcgan.models",
 }
 
-__all__ = ["Discriminator", "Generator", "Trainer", "from_pretrained", "weights_init"]
+__all__ = ["Discriminator", "Generator", "Trainer", "from_pretrained", "list_architectures", "weights_init"]
 
 
 def __getattr__(name: str) -> Any:
-    # Torch takes seconds to import: the command line answers --help and mistakes without it.
-    if name not in _HOMES:
+    # Torch takes seconds to import: the command line answers --help and reports mistakes without it.
+    if name not in _MODULES:
         raise AttributeError(f"module 'dcgan' has no attribute {name!r}")
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_MODULES})

@@ -1,7 +1,8 @@
-"""Arguments of the networks: what they may be and the shapes they lead to."""
+"""Arguments of the networks: their allowed values and the shapes that follow from them."""
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -32,6 +33,13 @@ def pyramid(config: dict[str, Any]) -> tuple[list[tuple[int, int]], list[int]]:
         raise ValueError(f"norm 'instance' needs maps of more than one pixel, and {done} stages end in a 1x1 map")
     base, cap = config["base_channels"], config["max_channels"] or float("inf")
     return sizes, [int(min(base * 2**stage, cap)) for stage in range(done)]
+
+
+def minimum_parameters(config: dict[str, Any]) -> int:
+    """Return how many parameters a network has at least, without building it: a bound for configurations from files."""
+    sizes, widths = pyramid(config)
+    stem = config.get("latent_dim", 1) * widths[-1] * sizes[-1][0] * sizes[-1][1]
+    return int(stem + sum(9 * before * after for before, after in pairwise(widths)))
 
 
 def validate_config(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes of files."""
 
 import os
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say
+        error.filename = error.filename or str(path)  # the error of a full disk has none
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -32,7 +32,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def _flush_folder(folder: Path) -> None:
-    # The new name outlives a power cut only once the folder itself is on the disk; Windows cannot open folders.
+    # The new name survives a power cut only once the folder itself is on the disk; Windows cannot open folders.
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -38,7 +38,9 @@ def _leaves(value: object) -> Iterator[object]:
     if isinstance(value, list | tuple):
         for item in value:
             yield from _leaves(item)
-    elif isinstance(value, Tensor) or (callable(value) and not isinstance(getattr(value, "__self__", value), nn.Module)):
+    elif isinstance(value, Tensor) or (
+        callable(value) and not isinstance(getattr(value, "__self__", value), nn.Module)
+    ):
         yield value
 
 
@@ -46,7 +48,8 @@ def _leaves(value: object) -> Iterator[object]:
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode for a while, then every submodule back into its own mode."""
     modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+    for part, _ in modes:
+        part.training = False  # as it is put back: some adapters override `train` to change weights
     try:
         yield
     finally:

@@ -1,13 +1,13 @@
 """The published networks as arguments of `Generator` and `Discriminator`."""
 
-from typing import Any, Literal
+from typing import Any
 
-Architecture = Literal["tutorial", "biased", "linear5", "paper", "svhn", "imagenet32"]
+from dcgan._choices import ArchitectureName
 
 # A linear stem, normalised unit by unit, as the authors' released code has it.
 _AUTHORS = {"stem": "linear", "stem_norm": "unit", "norm_eps": 1e-8}
 
-ARCHITECTURES: dict[str, dict[str, Any]] = {
+ARCHITECTURES: dict[ArchitectureName, dict[str, Any]] = {
     # PyTorch's own example and tutorial.
     "tutorial": {},
     # Twice as wide, with a bias in every convolution.
@@ -36,4 +36,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "latent": "uniform",
     },
 }
-"""Arguments of the published networks, where they differ from the defaults."""
+"""Arguments of the published networks by name, where they differ from the defaults."""
+
+
+def list_architectures() -> list[ArchitectureName]:
+    """Return the names that `Generator.from_architecture` and `Discriminator.from_architecture` take."""
+    return list(ARCHITECTURES)

@@ -1,4 +1,4 @@
-"""Images of a generator as files: a folder of PNGs, one picture of all, or an archive.
+"""Images of a generator as files: a folder of PNGs, one grid, or an archive.
 
 Shapes: B images of a batch, K channels, H×W pixels.
 """
@@ -21,7 +21,7 @@ from dcgan._files import atomic_write
 from dcgan.models import Generator
 
 ARCHIVES = (".zip", ".npz")
-"""Endings of the archives that `write_images` makes."""
+"""Suffixes of the archives that `write_images` can write."""
 
 
 def write_images(
@@ -34,19 +34,19 @@ def write_images(
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Iterator[int]:
-    """Write images number `start` to `start + n - 1` of a seed, yielding how many are done.
+    """Write images number `start` to `start + n - 1` of a seed, yielding the number written so far.
 
     Args:
-        generator: Where they come from.
+        generator: Generator to sample.
         out: A folder, for `000000.png` and so on; or the name of an archive: a `.zip` of the same files, or a `.npz`
-            that holds them as `arr_0`, uint8 `(n, H, W, K)`, the form in which evaluation suites take samples. Files
-            of the same names are replaced; `clashes` tells which there are. An archive is whole or not there; of a
-            folder, a kill may leave the files unfinished that are just being written.
+            that holds them as `arr_0`, uint8 `(n, H, W, K)`, the form in which evaluation suites take samples.
+            Existing files are replaced; `existing_files` lists them. An archive is written atomically; a kill may
+            leave unfinished files in a folder.
         n: Number of images.
-        seed: As in `Generator.sample`, like the rest.
-        start: Index of the first image.
+        seed: Seed of the latents, as in `Generator.sample`.
+        start: Index of the first image within the seed.
         batch_size: Images per forward pass.
-        dtype: What to compute in.
+        dtype: Type to compute in.
     """
     options = {"seed": seed, "start": start, "batch_size": batch_size, "dtype": dtype}
     (out.parent if out.suffix in ARCHIVES else out).mkdir(parents=True, exist_ok=True)
@@ -64,14 +64,14 @@ def write_grid(
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write the same images as one picture."""
+    """Write the images that `write_images` writes as one grid."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = sample_uint8(generator, n, seed=seed, start=start, batch_size=batch_size, dtype=dtype)
     images.save_png(path, images.grid(pixels))
 
 
 def default_batch_size(generator: Generator) -> int:
-    """Return how many images make a million pixels, 16 to 256: the fastest batch where freed memory is kept."""
+    """Return the number of images with a million pixels in all, from 16 to 256, which sample fastest in one batch."""
     height, width = sides(generator.config)
     return min(256, max(16, 2**20 // (height * width)))
 
@@ -80,8 +80,8 @@ def existing_files(out: Path, n: int, *, start: int = 0) -> list[Path]:
     """Return the files that `write_images` would replace."""
     if out.suffix in ARCHIVES:
         return [out] if out.exists() else []
-    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    return [out / name for name in map(_name, range(start, start + n)) if name in there]
+    existing = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    return [out / name for name in map(_name, range(start, start + n)) if name in existing]
 
 
 def sample_uint8(generator: Generator, n: int, **options: Any) -> Tensor:
@@ -101,34 +101,34 @@ def _batches(generator: Generator, n: int, options: dict[str, Any]) -> Iterator[
 
 
 def _write_folder(folder: Path, generator: Generator, n: int, options: dict[str, Any]) -> Iterator[int]:
-    def write(part: list[tuple[int, np.ndarray]]) -> None:
-        for index, pixels in part:
-            _put(folder / _name(index), images.encode_png(pixels, level=1))
+    def write(numbered: list[tuple[int, np.ndarray]]) -> None:
+        for index, pixels in numbered:
+            _write_bytes(folder / _name(index), images.encode_png(pixels, level=1))
 
     done, threads = 0, torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:
         for batch in _batches(generator, n, options):
             numbered = list(enumerate(batch, options["start"] + done))
-            # Few large parts, for each hand-over takes the interpreter's lock, which zlib and the disk do not.
+            # One chunk per thread, since each hand-over needs the interpreter's lock, which zlib and the disk do not.
             list(pool.map(write, [numbered[i::threads] for i in range(threads)]))
             done += len(batch)
             yield done
 
 
-def _put(path: Path, content: memoryview) -> None:
-    # In place: to write a new file and rename it takes half as long again, and these can be made again.
+def _write_bytes(path: Path, content: memoryview) -> None:
+    # Not atomic: renaming would make it half as slow again, and these files can be generated again.
     try:
         with path.open("wb") as file:
             file.write(content)
     except OSError as error:
         path.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)  # a full disk does not say
+        error.filename = error.filename or str(path)  # the error of a full disk has none
         raise
 
 
 def _write_zip(path: Path, generator: Generator, n: int, options: dict[str, Any]) -> Iterator[int]:
-    def encode(part: np.ndarray) -> list[memoryview]:
-        return [images.encode_png(pixels, level=1) for pixels in part]
+    def encode(chunk: np.ndarray) -> list[memoryview]:
+        return [images.encode_png(pixels, level=1) for pixels in chunk]
 
     done, threads = 0, torch.get_num_threads()
     with (
@@ -138,7 +138,7 @@ def _write_zip(path: Path, generator: Generator, n: int, options: dict[str, Any]
     ):
         for batch in _batches(generator, n, options):
             for content in itertools.chain(*pool.map(encode, np.array_split(batch, threads))):
-                # Stored as they are, for PNG is compressed.
+                # Stored, since PNG is compressed already.
                 archive.writestr(ZipInfo(_name(options["start"] + done)), content)
                 done += 1
             yield done

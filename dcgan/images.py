@@ -18,9 +18,9 @@ from dcgan._files import atomic_write
 
 
 def to_uint8(images: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
-    """Scale images of any shape from `value_range` to uint8, rounding; what lies outside is clipped."""
+    """Scale images of any shape from `value_range` to uint8, rounded and clipped."""
     low, high = value_range
-    # After the first operation in place, for these are large and memory is the limit.
+    # In place after the first operation, since images are large and memory is the limit.
     return (images.float() - low).mul_(255 / (high - low)).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -33,9 +33,9 @@ def from_uint8(
 
 
 def grid(images: Tensor, *, columns: int | None = None, gap: int = 2) -> Tensor:
-    """Lay uint8 images `(N, K, H, W)` out in rows, `gap` black pixels apart: one image `(K, H', W')`.
+    """Arrange uint8 images `(N, K, H, W)` in rows, `gap` black pixels apart, as one image `(K, H', W')`.
 
-    By default the grid is as square as can be.
+    By default the grid is as square as possible.
 
     Raises:
         ValueError: If there is no image, or `columns` is below 1.
@@ -54,7 +54,7 @@ def grid(images: Tensor, *, columns: int | None = None, gap: int = 2) -> Tensor:
 def encode_png(pixels: np.ndarray, *, level: int = 6) -> memoryview:
     """Return a PNG of uint8 pixels `(H, W, K)`, K = 1, 3 or 4, compressed at `level` 0 to 9.
 
-    For images as small as these, level 1 takes half the time of 6, and 2 % more room.
+    For small images, level 1 takes half the time of level 6 and 2 % more space.
     """
     from PIL import Image
 
@@ -65,7 +65,7 @@ def encode_png(pixels: np.ndarray, *, level: int = 6) -> memoryview:
 
 
 def save_png(path: Path, image: Tensor) -> None:
-    """Write a uint8 image `(K, H, W)`, whole or not at all, as `files.replacing` does.
+    """Write a uint8 image `(K, H, W)` to a PNG file, atomically.
 
     Raises:
         ValueError: If it has another shape or type.
@@ -78,13 +78,13 @@ def save_png(path: Path, image: Tensor) -> None:
 
 
 def save_gif(path: Path, frames: Sequence[Path], *, seconds: float = 0.2, last: float = 2.0) -> None:
-    """Write an endless animation of picture files, whole or not at all; the last one stays longer.
+    """Write a looping GIF of image files, atomically.
 
     Args:
-        path: Where to.
-        frames: Pictures of one size, at least one.
-        seconds: How long each is shown.
-        last: How long the last one is.
+        path: File to write.
+        frames: Image files of one size, at least one.
+        seconds: Duration of each frame but the last.
+        last: Duration of the last frame, in seconds.
     """
     from PIL import Image
 

@@ -3,16 +3,15 @@
 Shapes: N batch, Z latent length.
 """
 
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
 
-Distribution = Literal["normal", "uniform"]
+from dcgan._choices import Distribution
 
-# Latents are drawn in whole blocks, so that latent i of a seed is the same however many are asked for.
-_BLOCK = 256
+_BLOCK_SIZE = (
+    256  # latents are drawn in whole blocks, so that latent i of a seed is the same however many are asked for
+)
 
 
 def derive_seed(*words: int) -> int:
@@ -26,7 +25,7 @@ def derive_seed(*words: int) -> int:
     """
     if any(not 0 <= word < 2**64 for word in words):
         raise ValueError(f"seeds must be non-negative integers of at most 64 bits, got {words}")
-    halves = [half for word in words for half in divmod(word, 2**32)]  # so that every word takes the same room
+    halves = [half for word in words for half in divmod(word, 2**32)]  # so that every word has the same length
     return int(np.random.SeedSequence(halves).generate_state(1, np.uint64)[0])
 
 
@@ -52,9 +51,9 @@ def sample_latents(
 def seeded_latents(
     n: int, latent_dim: int, *, seed: int, start: int = 0, distribution: Distribution = "normal"
 ) -> Tensor:
-    """Return latents number `start` to `start + n - 1` of a seed, `(n, latent_dim)`, on the CPU.
+    """Return latents number `start` to `start + n - 1` of a seed, float32 `(n, latent_dim)`, on the CPU.
 
-    Latent i depends on the seed and i alone, whatever `start` and `n` it is asked for with.
+    Latent i depends on the seed and i alone, not on `start` and `n`.
 
     Raises:
         ValueError: If `n`, `start` or `seed` is negative.
@@ -62,10 +61,10 @@ def seeded_latents(
     for name, value in {"n": n, "start": start, "seed": seed}.items():
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
-    first, last = start // _BLOCK, -(-(start + n) // _BLOCK)
-    blocks = [torch.empty(0, latent_dim)]  # so that n = 0 is a batch of none
+    first, last = start // _BLOCK_SIZE, -(-(start + n) // _BLOCK_SIZE)
+    blocks = [torch.empty(0, latent_dim, device="cpu", dtype=torch.float32)]  # for n = 0
     for block in range(first, last):
-        rng = torch.Generator().manual_seed(derive_seed(seed, block))
-        blocks.append(sample_latents((_BLOCK, latent_dim), distribution, rng))
-    offset = start - first * _BLOCK
+        rng = torch.Generator("cpu").manual_seed(derive_seed(seed, block))
+        blocks.append(sample_latents((_BLOCK_SIZE, latent_dim), distribution, rng))
+    offset = start - first * _BLOCK_SIZE
     return torch.cat(blocks)[offset : offset + n]

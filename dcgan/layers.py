@@ -1,13 +1,24 @@
-"""The convolutions at both ends of a network, computed in the form that is fastest for their odd shapes.
+"""Convolutions in their fastest form, and BatchNorms fused into them for sampling.
 
-Each is the plain convolution it derives from: the same weights, and the same results up to rounding.
+The convolutions at both ends of a network have odd shapes. Each class here is the plain convolution it derives from:
+the same weights, and the same results up to rounding.
 
 Shapes: N batch, K channels of the image, C of the map next to it, h×w the smallest map, whose channels are M.
 """
 
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere in PyTorch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+from dcgan._compat import has_hooks
+from dcgan._modules import copy_module
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class LatentProjection(nn.ConvTranspose2d):
@@ -64,3 +75,48 @@ class SubPixelConvTranspose2d(nn.ConvTranspose2d):
         weight = rearrange(self.weight, "c k (h i) (w j) -> (k i j) c h w", i=2, j=2).flip(2, 3)
         images = F.pixel_shuffle(F.conv2d(map, weight, padding=1), 2)[:, :, 1:-1, 1:-1]
         return images if self.bias is None else images + self.bias[:, None, None]
+
+
+_FUSIBLE = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, LatentProjection, SpaceToDepthConv2d, SubPixelConvTranspose2d)
+
+
+def fuse_batchnorm(network: Network) -> Network:
+    """Return a copy in evaluation mode, channels-last, that computes the same with fewer layers.
+
+    In evaluation mode a BatchNorm is an affine map of each channel, so its scale and shift can become those of the
+    convolution or linear layer before it. This is done inside every `nn.Sequential` whose layers are plain: blocks
+    with hooks or pruning, and layers that are parametrised, wrapped or replaced, are left as they are. So are other
+    normalisations, which depend on the image.
+    """
+    network = copy_module(network).eval().requires_grad_(requires_grad=False)
+    blocks = [module for module in network.modules() if type(module) is nn.Sequential]
+    for block in blocks:
+        if any(has_hooks(module) for module in block.modules()):
+            continue
+        layers = [(name, layer) for name, layer in block.named_children() if not isinstance(layer, nn.Unflatten)]
+        for (_, layer), (name, norm) in pairwise(layers):
+            if not _is_plain(layer, _FUSIBLE) or not _is_plain(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                continue
+            if norm.affine and norm.running_mean is not None:
+                _fuse(layer, norm)
+                delattr(block, name)
+    return network.to(memory_format=torch.channels_last)
+
+
+def _is_plain(module: Any, types: tuple[type, ...]) -> bool:
+    # A patched layer has a `forward` of its own, and torch's older weight and spectral norm a `weight`.
+    return type(module) in types and vars(module).keys().isdisjoint({"forward", "weight"})
+
+
+def _fuse(layer: Any, norm: Any) -> None:
+    statistics = [norm.running_mean, norm.running_var, norm.weight, norm.bias]
+    if isinstance(layer, nn.Linear):
+        # A norm per channel after a linear layer serves all the positions of its channel.
+        repeats = layer.out_features // norm.num_features
+        mean, variance, gain, shift = (value.repeat_interleave(repeats) for value in statistics)
+        fused = fuse_linear_bn_weights(layer.weight, layer.bias, mean, variance, norm.eps, gain, shift)
+    else:
+        mean, variance, gain, shift = statistics
+        transposed = isinstance(layer, nn.ConvTranspose2d)
+        fused = fuse_conv_bn_weights(layer.weight, layer.bias, mean, variance, norm.eps, gain, shift, transposed)
+    layer.weight, layer.bias = fused

@@ -4,8 +4,7 @@ Shapes: N batch, Z latent_dim, C base_channels, K channels, H×W image_size (S i
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
 from os import PathLike
 from typing import Any, ClassVar, Literal, Self
@@ -13,21 +12,30 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from dcgan._config import pyramid, sides, validate_config
-from dcgan._fusion import fuse_batchnorm
-from dcgan.architectures import ARCHITECTURES, Architecture
+from dcgan._choices import ArchitectureName, ConvsPerStage, Distribution, KernelSize, Norm, Output, Stem, Upsample
+from dcgan._config import minimum_parameters, pyramid, sides, validate_config
+from dcgan._modules import copy_module
+from dcgan.architectures import ARCHITECTURES
 from dcgan.hub._pretrained import Pretrained
 from dcgan.latents import seeded_latents
-from dcgan.layers import FullMapConv2d, LatentProjection, SpaceToDepthConv2d, SubPixelConvTranspose2d
+from dcgan.layers import (
+    FullMapConv2d,
+    LatentProjection,
+    SpaceToDepthConv2d,
+    SubPixelConvTranspose2d,
+    fuse_batchnorm,
+)
 
-Norm = Literal["batch", "instance", "layer", "none"]
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
-_WORTH_FOLDING = 32  # images: a folded copy takes about as long to make as ten images to compute
+_MIN_IMAGES_TO_FUSE = 32  # a fused copy takes about as long to make as ten images to compute
 
 
 class _Network(Pretrained):
     @classmethod
-    def from_architecture(cls, name: Architecture, **overrides: Any) -> Self:
+    def from_architecture(cls, name: ArchitectureName, **overrides: Any) -> Self:
         """Build a published network, any of its arguments overridden.
 
         Raises:
@@ -35,8 +43,14 @@ class _Network(Pretrained):
         """
         if name not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}")
-        arguments = {k: v for k, v in ARCHITECTURES[name].items() if k in signature(cls).parameters}
-        return cls(**arguments | overrides)
+        accepted = signature(Generator if issubclass(cls, Generator) else Discriminator).parameters
+        return cls(**{k: v for k, v in ARCHITECTURES[name].items() if k in accepted} | overrides)
+
+    @classmethod
+    def _minimum_parameters(cls, config: dict[str, Any]) -> int:
+        network = Generator if issubclass(cls, Generator) else Discriminator
+        defaults = {name: parameter.default for name, parameter in signature(network).parameters.items()}
+        return minimum_parameters(validate_config(network, defaults | config))
 
 
 class Generator(_Network):
@@ -50,13 +64,13 @@ class Generator(_Network):
         max_channels: Cap on the width of a stage.
         kernel_size: Side of the kernels. Layers that keep the resolution need an odd one and take 3 for 4.
         stages: Number of doublings; by default as many as keep both sides whole and start above 3.
-        convs_per_stage: 2 puts a stride-1 layer behind each stride-2 one (the authors' ImageNet network).
-        stem: Layer that makes the first h×w map of a latent. Both compute the same, with weights of another shape.
+        convs_per_stage: 2 puts a stride-1 layer after each stride-2 one (the authors' ImageNet network).
+        stem: Layer that makes the first h×w map from a latent. Both compute the same with weights of different shapes.
         stem_norm: Normalise the stem per "channel", or per "unit" (channel and position) as the authors do.
         stem_activation: Whether a ReLU follows the stem.
         bias: Whether convolutions and linear layers have biases.
         norm: Normalisation of every layer but the last; "layer" is over channels and positions together.
-        norm_eps: Its ε.
+        norm_eps: Epsilon of the normalisation.
         upsample: "transpose" for transposed convolutions, "resize" for nearest-neighbour enlargement and convolution.
         output: "tanh" for images in [-1, 1], "sigmoid" for [0, 1].
         latent: Distribution the latents are drawn from: N(0, 1) or U(-1, 1).
@@ -75,18 +89,18 @@ class Generator(_Network):
         latent_dim: int = 100,
         base_channels: int = 64,
         max_channels: int | None = None,
-        kernel_size: Literal[3, 4, 5] = 4,
+        kernel_size: KernelSize = 4,
         stages: int | None = None,
-        convs_per_stage: Literal[1, 2] = 1,
-        stem: Literal["conv", "linear"] = "conv",
+        convs_per_stage: ConvsPerStage = 1,
+        stem: Stem = "conv",
         stem_norm: Literal["channel", "unit"] = "channel",
         stem_activation: bool = True,
         bias: bool = False,
         norm: Norm = "batch",
         norm_eps: float = 1e-5,
-        upsample: Literal["transpose", "resize"] = "transpose",
-        output: Literal["tanh", "sigmoid"] = "tanh",
-        latent: Literal["normal", "uniform"] = "normal",
+        upsample: Upsample = "transpose",
+        output: Output = "tanh",
+        latent: Distribution = "normal",
     ):
         super().__init__()
         self.config = validate_config(Generator, locals())
@@ -161,33 +175,39 @@ class Generator(_Network):
 
     def sample(
         self,
-        n: int,
+        n: int | None = None,
         *,
+        z: Tensor | None = None,
         seed: int | None = None,
         start: int = 0,
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Generate images in evaluation mode, without gradients; the network itself is left as it was.
+        """Generate images in evaluation mode, without gradients.
+
+        A copy of the network computes them, so that neither its modes nor anything else of it changes, not even for a
+        moment: it may be trained, or sampled by other threads, meanwhile.
 
         Image i of a seed is the same whatever `n`, `start` and `batch_size`, up to rounding in the last digits.
 
         Args:
             n: Number of images.
+            z: Latents `(N, Z)` or `(N, Z, 1, 1)` to make images of, instead of `n` latents of a seed.
             seed: Seed of the latents; by default drawn from torch's global generator.
             start: Index of the first image within the seed.
             batch_size: Images per forward pass; by default 64, and 256 on a GPU.
-            dtype: What to compute in, such as `torch.bfloat16`; by default as the weights are.
+            dtype: Type to compute in, such as `torch.bfloat16`; by default that of the weights.
 
         Returns:
             Images `(n, K, H, W)`, in the range of `forward`, on the network's device and of its type.
 
         Raises:
-            ValueError: If `n`, `seed` or `start` is negative, or `batch_size` below 1.
+            ValueError: If both or neither of `n` and `z` are given, `z` comes with `seed` or `start` or has another
+                shape, `n`, `seed` or `start` is negative, or `batch_size` is below 1.
         """
-        like = next(self.parameters())
-        batches = self.sample_batches(n, seed=seed, start=start, batch_size=batch_size, dtype=dtype)
-        images = torch.empty(n, self.config["channels"], *sides(self.config), dtype=like.dtype, device=like.device)
+        batches = self._sample(n, z, seed, start, batch_size, dtype, share=True)
+        like, count = next(self.parameters()), len(z) if z is not None else n or 0
+        images = torch.empty(count, self.config["channels"], *sides(self.config), dtype=like.dtype, device=like.device)
         done = 0
         for batch in batches:
             images[done : done + len(batch)] = batch
@@ -196,8 +216,9 @@ class Generator(_Network):
 
     def sample_batches(
         self,
-        n: int,
+        n: int | None = None,
         *,
+        z: Tensor | None = None,
         seed: int | None = None,
         start: int = 0,
         batch_size: int | None = None,
@@ -207,29 +228,61 @@ class Generator(_Network):
 
         The weights are those of the moment of the call.
         """
+        return self._sample(n, z, seed, start, batch_size, dtype, share=False)
+
+    def _sample(
+        self,
+        n: int | None,
+        z: Tensor | None,
+        seed: int | None,
+        start: int,
+        batch_size: int | None,
+        dtype: torch.dtype | None,
+        *,
+        share: bool,
+    ) -> Iterator[Tensor]:
         like = next(self.parameters())
+        dtype = dtype or like.dtype
         batch_size = (64 if like.device.type == "cpu" else 256) if batch_size is None else batch_size
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if seed is None:
-            seed = int(torch.randint(2**31, ()))
-        dtype = dtype or like.dtype
-        seeded_latents(0, 0, seed=seed, start=start)  # raises where they are negative
+        count, latents = self._latents(n, z, seed, start)
+        if count >= _MIN_IMAGES_TO_FUSE or dtype != like.dtype:
+            network = fuse_batchnorm(self).to(dtype)
+        else:
+            network = copy_module(self, share=share)
+            for module in network.modules():
+                module.training = False  # not by eval(), which in some adapters changes the weights, here shared
+
+        @torch.no_grad()
+        def images(first: int) -> Tensor:
+            z = latents(first, min(first + batch_size, count))
+            return network(z.to(like.device, dtype)).to(like.dtype)  # type: ignore[no-any-return]  # a Tensor
+
+        return map(images, range(0, count, batch_size))
+
+    def _latents(
+        self, n: int | None, z: Tensor | None, seed: int | None, start: int
+    ) -> tuple[int, Callable[[int, int], Tensor]]:
+        """Return the number of latents that `sample` is asked for, and a function of their first and last index."""
+        latent_dim, distribution = self.config["latent_dim"], self.config["latent"]
+        if n is None and z is not None:
+            if seed is not None or start:
+                raise ValueError("seed and start select latents, so they cannot be combined with z")
+            flat = z.flatten(1) if z.shape[2:] == (1, 1) else z
+            if flat.dim() != 2 or flat.shape[1] != latent_dim:
+                raise ValueError(f"z must have shape (N, {latent_dim}), got {tuple(z.shape)}")
+            return len(flat), lambda first, last: flat[first:last]
+        if n is None or z is not None:
+            given = "neither" if n is None else "both"
+            raise ValueError(f"pass either n, the number of images, or z, their latents, got {given}")
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
-        network = self
-        if n >= _WORTH_FOLDING or dtype != like.dtype:
-            network = fuse_batchnorm(self).to(dtype)
-
-        def images(first: int) -> Tensor:
-            count = min(batch_size, start + n - first)
-            z = seeded_latents(
-                count, self.config["latent_dim"], seed=seed, start=first, distribution=self.config["latent"]
-            )
-            with eval_mode(network), torch.no_grad():
-                return network(z.to(like.device, dtype)).to(like.dtype)  # type: ignore[no-any-return]  # a Tensor
-
-        return map(images, range(start, start + n, batch_size))
+        base = int(torch.randint(2**31, (), device="cpu")) if seed is None else seed
+        seeded_latents(0, latent_dim, seed=base, start=start)  # raises where they are negative
+        return n, lambda first, last: seeded_latents(
+            last - first, latent_dim, seed=base, start=start + first, distribution=distribution
+        )
 
 
 class Discriminator(_Network):
@@ -243,12 +296,12 @@ class Discriminator(_Network):
         kernel_size: Side of the kernels. Layers that keep the resolution need an odd one and take 3 for 4.
         stages: Number of halvings; by default as many as `Generator` has doublings.
         convs_per_stage: 2 puts a stride-1 layer before each stride-2 one (the authors' ImageNet network).
-        stem: Layer that makes a logit of the last h×w map, the counterpart of the generator's stem: a "conv" as large
-            as the map or a "linear" layer.
+        stem: Layer that makes a logit from the last h×w map, the counterpart of the generator's stem: a "conv" as large
+            as the map, or a "linear" layer.
         bias: Whether convolutions and linear layers have biases.
-        norm: Normalisation of every layer but the first, as in `Generator`. Gradient penalties are defined image by
-            image, so "layer" or "none" suits them better than "batch".
-        norm_eps: Its ε.
+        norm: Normalisation of every layer but the first, as in `Generator`. Gradient penalties are defined per image,
+            so "layer" or "none" suits them better than "batch".
+        norm_eps: Epsilon of the normalisation.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -264,10 +317,10 @@ class Discriminator(_Network):
         channels: int = 3,
         base_channels: int = 64,
         max_channels: int | None = None,
-        kernel_size: Literal[3, 4, 5] = 4,
+        kernel_size: KernelSize = 4,
         stages: int | None = None,
-        convs_per_stage: Literal[1, 2] = 1,
-        stem: Literal["conv", "linear"] = "conv",
+        convs_per_stage: ConvsPerStage = 1,
+        stem: Stem = "conv",
         bias: bool = False,
         norm: Norm = "batch",
         norm_eps: float = 1e-5,
@@ -308,7 +361,7 @@ class Discriminator(_Network):
             image: `(N, K, H, W)` in the range of the images it was trained on, usually [-1, 1].
 
         Returns:
-            At S = 64 `{"32x32": (N, C, 32, 32), ..., "4x4": (N, 8C, 4, 4)}`, and with two layers a stage also
+            At S = 64 `{"32x32": (N, C, 32, 32), ..., "4x4": (N, 8C, 4, 4)}`; with two layers per stage also
             `"64x64_conv"` and so on.
 
         Raises:
@@ -338,9 +391,9 @@ def weights_init(module: nn.Module, *, generator: torch.Generator | None = None)
     Weights of convolutions and linear layers are drawn from N(0, 0.02²), gains of normalisations from N(1, 0.02²),
     from `generator` or torch's global one; biases and shifts are zero. Other modules are left alone.
     """
-    if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):  # noqa: SLF001 - the base of all convolutions
+    if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02, generator=generator)
-    elif isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm) and module.affine:  # noqa: SLF001 - likewise
+    elif isinstance(module, (*_BATCH_NORMS, *_INSTANCE_NORMS, nn.GroupNorm)) and module.affine:
         nn.init.normal_(module.weight, 1.0, 0.02, generator=generator)
     else:
         return
@@ -359,7 +412,7 @@ def from_pretrained(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> tuple[Generator, Discriminator]:
-    """Load a generator and its discriminator, to go on training; all else is as in `Generator.from_pretrained`."""
+    """Load a generator and its discriminator, for further training; arguments are as in `Generator.from_pretrained`."""
     options: dict[str, Any] = {
         "revision": revision,
         "cache_dir": cache_dir,
@@ -370,18 +423,6 @@ def from_pretrained(
         "dtype": dtype,
     }
     return Generator.from_pretrained(name_or_path, **options), Discriminator.from_pretrained(name_or_path, **options)
-
-
-@contextmanager
-def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode for a while, then every submodule back into its own."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _sequence(**layers: nn.Module | None) -> nn.Sequential:

@@ -1,6 +1,10 @@
+"""Networks as files: what is written, what is read back, and what is refused."""
+
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,8 +40,8 @@ def test_a_pair_comes_back_as_it_was_and_ready_for_use(saved):
 def test_files_are_where_the_hub_has_them(saved):
     folder, generator, _ = saved
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    parts = ("config.json", "model.safetensors")
-    assert files == {*parts, *(f"discriminator/{part}" for part in parts)}
+    names = ("config.json", "model.safetensors")
+    assert files == {*names, *(f"discriminator/{name}" for name in names)}
     written = {"class": "Generator", "dcgan": dcgan.__version__, **generator.config}
     assert json.loads((folder / "config.json").read_text()) == written
 
@@ -67,7 +71,7 @@ def test_a_saved_network_in_channels_last_is_the_same_network(saved, tmp_path):
         ),
         (lambda f: (f / "config.json").write_text('{"kernel_size": 9}'), r"kernel_size must be one of 3, 4, 5, got 9"),
         (
-            lambda f: widen(f / "config.json"),
+            lambda f: edit(f / "config.json", base_channels=4),
             r"misshapen blocks.4x12.conv.weight \(6, 4, 4, 12\) instead of \(6, 8,",
         ),
         (lambda f: (f / "config.json").write_text('{"class": "Discriminator"}'), r"a Discriminator, not a Generator"),
@@ -85,6 +89,10 @@ def test_what_does_not_fit_is_refused_with_reasons(saved, spoil, message):
         Generator.from_pretrained(folder)
 
 
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def test_a_save_that_was_cut_between_its_files_is_the_new_network(saved, caplog):
     folder, *_ = saved
     old = (folder / "config.json").read_bytes()
@@ -93,21 +101,162 @@ def test_a_save_that_was_cut_between_its_files_is_the_new_network(saved, caplog)
     (folder / "config.json").write_bytes(old)
     loaded = Generator.from_pretrained(folder)
     assert loaded.config == other.config
-    assert "is not what the weights beside it were saved with" in caplog.text
+    assert torch.equal(loaded.sample(2, seed=0), other.sample(2, seed=0))
+    (record,) = caplog.records
+    assert "using the configuration inside" in record.message
+    assert "misshapen blocks.4x12.conv.weight" in record.message
+
+
+def test_an_edited_configuration_is_followed_and_the_difference_logged(saved, caplog):
+    folder, generator, _ = saved
+    edit(folder / "config.json", latent="uniform", norm_eps=1e-3)
+    loaded = Generator.from_pretrained(folder)
+    assert loaded.config == generator.config | {"latent": "uniform", "norm_eps": 1e-3}
+    (record,) = caplog.records
+    assert "config.json, which differs from the copy in model.safetensors: norm_eps, latent" in record.message
+    assert not torch.allclose(loaded.sample(2, seed=0), generator.sample(2, seed=0))
+
+
+def test_fields_that_are_left_out_take_their_defaults(saved, caplog):
+    folder, generator, _ = saved
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("norm_eps", "dcgan", "class"):
+        del config[name]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert Generator.from_pretrained(folder).config == generator.config
+    assert not caplog.records
 
 
 def test_arguments_of_a_later_version_are_refused_by_name(saved):
-    folder, generator, _ = saved
-    generator.config["attention"] = True
-    generator.save_pretrained(folder)
-    with pytest.raises(
-        ValueError, match=r"unexpected keyword argument 'attention'; it was written by dcgan .*, and this"
-    ):
+    folder, *_ = saved
+    weights = folder / "model.safetensors"
+    edit(folder / "config.json", attention=True, dcgan="9.0.0")
+    save_file(load_file(weights), weights, {"config": (folder / "config.json").read_text()})
+    message = r"unexpected keyword argument 'attention'; it was written by dcgan 9.0.0, and this is \d"
+    with pytest.raises(ValueError, match=message):
         Generator.from_pretrained(folder)
 
 
-def widen(path):
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_channels": 4}))
+def test_files_of_version_0_1_load_as_they_did(tmp_path):
+    folder = shutil.copytree(Path(__file__).parent / "data/generator-0.1", tmp_path / "saved")
+    expected = load_file(folder / "images.safetensors")["images"]
+    generator = Generator.from_pretrained(folder)
+    assert generator.config["latent"] == "uniform"
+    torch.testing.assert_close(generator.sample(4, seed=7), expected, rtol=0, atol=1e-6)
+
+
+def test_writing_over_the_files_does_not_change_a_loaded_network(saved):
+    folder, *_ = saved
+    loaded = Generator.from_pretrained(folder)
+    before = {name: value.clone() for name, value in loaded.state_dict().items()}
+    Generator(latent_dim=6, **TINY).save_pretrained(folder / "other")
+    weights = folder / "model.safetensors"
+    shutil.copyfile(folder / "other/model.safetensors", weights)  # in place, as most programs write
+    weights.write_bytes(b"\0" * weights.stat().st_size)
+    assert all(torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
+
+
+LOADER = """
+import os, sys
+from dcgan import Generator
+generator = Generator.from_pretrained(sys.argv[1])
+os.truncate(sys.argv[1] + "/model.safetensors", 0)
+print(generator.sample(2, seed=0).isfinite().all().item())
+"""
+
+
+def test_truncating_the_file_does_not_harm_a_loaded_network(tmp_path):
+    Generator(image_size=16, base_channels=16).save_pretrained(tmp_path)
+    done = subprocess.run([sys.executable, "-c", LOADER, tmp_path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+@pytest.mark.parametrize("device", ["meta", None])
+def test_loading_does_not_depend_on_default_devices_and_types(saved, device):
+    folder, generator, _ = saved
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device(device or "cpu"):
+            loaded = Generator.from_pretrained(folder)
+            double = Generator.from_pretrained(folder, dtype=torch.float64)
+    finally:
+        torch.set_default_dtype(default)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert {p.dtype for p in double.parameters()} == {torch.float64}
+    assert torch.equal(loaded.sample(3, seed=0), generator.sample(3, seed=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_type_of_the_file_is_kept(tmp_path, dtype):
+    Generator(latent_dim=6, **TINY).to(dtype).save_pretrained(tmp_path)
+    loaded = Generator.from_pretrained(tmp_path)
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    assert loaded.blocks["4x12"].norm.num_batches_tracked.dtype == torch.int64
+
+
+# Subclasses
+
+
+class Plain(Generator):
+    pass
+
+
+class Buffered(Generator):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.register_buffer("grid", torch.arange(5), persistent=False)
+        self.latent_mean = torch.zeros(3)
+
+
+class Blobs(Generator):
+    def __init__(self, n_blobs=3, **kwargs):
+        super().__init__(**kwargs)
+        self.n_blobs = n_blobs
+
+
+class RecordedBlobs(Blobs):
+    def __init__(self, n_blobs=3, *, scale=1.0, **kwargs):
+        super().__init__(n_blobs, **kwargs)
+        self.config |= {"n_blobs": n_blobs, "scale": scale}
+
+
+class Small(Generator):
+    def __init__(self):
+        super().__init__(image_size=16, base_channels=2)
+
+
+def test_subclasses_are_loaded_with_their_arguments_and_buffers(tmp_path):
+    for network in (Plain(**TINY), Buffered(**TINY), RecordedBlobs(5, scale=2.0, **TINY)):
+        network.save_pretrained(tmp_path)
+        loaded = type(network).from_pretrained(tmp_path)
+        assert loaded.config == network.config
+        assert torch.equal(loaded.sample(2, seed=0), network.sample(2, seed=0))
+    assert loaded.n_blobs == 5
+    Buffered(**TINY).save_pretrained(tmp_path)
+    assert Buffered.from_pretrained(tmp_path).grid.tolist() == [0, 1, 2, 3, 4]
+
+
+class InheritedBlobs(Blobs):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
+
+REMEDY = r"Record it in __init__, after super\(\).__init__\(\): self.config\[\"n_blobs\"\] = n_blobs"
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Blobs, rf"^Blobs cannot be saved: its constructor takes n_blobs, which its config does not hold. {REMEDY}$"),
+        (InheritedBlobs, "InheritedBlobs cannot be saved: its constructor takes n_blobs"),
+        (Small, r"Small cannot be saved: its config holds .*image_size.* Accept \*\*kwargs in __init__"),
+    ],
+)
+def test_a_network_that_could_not_be_rebuilt_is_not_saved(tmp_path, network, message):
+    with pytest.raises(ValueError, match=message):
+        network().save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def truncate(path):
@@ -120,7 +269,7 @@ def rename_key(path):
     save_file(state, path)
 
 
-def test_missing_files_and_names_are_told(saved, tmp_path):
+def test_missing_files_and_folders_are_named(saved, tmp_path):
     folder, *_ = saved
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no Generator: .*model.safetensors is missing"):
@@ -132,8 +281,8 @@ def test_missing_files_and_names_are_told(saved, tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from dcgan._files import replacing
-with replacing(Path(sys.argv[1])) as file:
+from dcgan._files import atomic_write
+with atomic_write(Path(sys.argv[1])) as file:
     file.write(b"new" * 1000)
     file.flush()
     print("half", flush=True)
@@ -166,7 +315,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.read_bytes() == b"new"
 
 
-def test_networks_of_one_kind_share_nothing(saved):
+def test_networks_loaded_from_the_same_files_share_nothing(saved):
     folder, *_ = saved
     one, other = Generator.from_pretrained(folder), Generator.from_pretrained(folder)
     one.train()

@@ -1,17 +1,23 @@
 import copy
 import json
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from networks import randomize_batchnorms
 from references import REFERENCES, copy_in_order
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
-from dcgan import Discriminator, Generator, weights_init
+import dcgan
+from dcgan import Discriminator, Generator, Trainer, weights_init
 from dcgan.architectures import ARCHITECTURES
-from dcgan.models import eval_mode
+from dcgan.latents import seeded_latents
 
 COUNTS = {
     "tutorial": (3_576_704, 2_765_568),
@@ -29,20 +35,21 @@ def parameters(network):
 
 def test_the_table_of_architectures_is_the_published_one():
     assert ARCHITECTURES.keys() == COUNTS.keys() == REFERENCES.keys()
+    assert dcgan.list_architectures() == list(COUNTS)
 
 
 @pytest.mark.parametrize("name", COUNTS)
-@pytest.mark.parametrize("kind", [Generator, Discriminator])
-def test_published_networks_equal_their_plain_references(name, kind):
-    reference_kind = REFERENCES[name]
-    ours = kind.from_architecture(name)
-    theirs = reference_kind.generator() if kind is Generator else reference_kind.discriminator()
-    assert parameters(ours) == parameters(theirs) == COUNTS[name][kind is Discriminator]
+@pytest.mark.parametrize("network", [Generator, Discriminator])
+def test_published_networks_equal_their_plain_references(name, network):
+    reference = REFERENCES[name]
+    ours = network.from_architecture(name)
+    theirs = reference.generator() if network is Generator else reference.discriminator()
+    assert parameters(ours) == parameters(theirs) == COUNTS[name][network is Discriminator]
 
     copy_in_order(ours, theirs)
     ours, theirs = ours.double(), theirs.double()
-    size, n = reference_kind.size, 3
-    shape = (n, reference_kind.latent_dim) if kind is Generator else (n, 3, size, size)
+    size, n = reference.size, 3
+    shape = (n, reference.latent_dim) if network is Generator else (n, 3, size, size)
     x = torch.rand(shape, dtype=torch.float64) * 2 - 1
     for mode in (True, False):  # the training pass fills the running statistics that the other one uses
         a, b = ours.train(mode)(x), theirs.train(mode)(x)
@@ -51,8 +58,8 @@ def test_published_networks_equal_their_plain_references(name, kind):
         gradients = [
             torch.autograd.grad((out * weight).sum(), net.parameters()) for out, net in ((a, ours), (b, theirs))
         ]
-        for mine, reference in zip(*gradients, strict=True):
-            torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-10)
+        for mine, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_linear5_has_four_stages_at_any_size():
@@ -165,13 +172,21 @@ def test_every_configuration_builds_runs_learns_and_rebuilds(configuration):
         assert shapes == {key: value.shape for key, value in network.state_dict().items()}
 
 
-def test_subclasses_are_built_and_loaded_like_their_parents(tmp_path):
-    class Mine(Generator):
-        pass
+class Blobs(Generator):
+    def __init__(self, n_blobs=3, **kwargs):
+        super().__init__(**kwargs)
+        self.config["n_blobs"] = n_blobs
 
-    mine = Mine(image_size=16, base_channels=2)
-    mine.save_pretrained(tmp_path)
-    assert Mine.from_pretrained(tmp_path).config == mine.config
+
+class Critic(Discriminator):
+    pass
+
+
+def test_architectures_are_built_of_subclasses_too():
+    generator = Blobs.from_architecture("svhn", base_channels=2, n_blobs=5)
+    assert generator.config == {**Generator.from_architecture("svhn", base_channels=2).config, "n_blobs": 5}
+    critic = Critic.from_architecture("svhn", base_channels=2)
+    assert critic.config == Discriminator.from_architecture("svhn", base_channels=2).config
 
 
 def test_resized_up_convolutions_have_plain_kernels():
@@ -202,10 +217,10 @@ def test_resized_up_convolutions_have_plain_kernels():
         ({"convs_per_stage": 3}, r"convs_per_stage must be one of 1, 2, got 3"),
     ],
 )
-@pytest.mark.parametrize("kind", [Generator, Discriminator])
-def test_arguments_out_of_range_are_named(kind, arguments, message):
+@pytest.mark.parametrize("network", [Generator, Discriminator])
+def test_arguments_out_of_range_are_named(network, arguments, message):
     with pytest.raises(ValueError, match=message):
-        kind(**arguments)
+        network(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -218,18 +233,18 @@ def test_arguments_out_of_range_are_named(kind, arguments, message):
         ({"bias": 1}, r"bias must be True or False, got 1"),
     ],
 )
-@pytest.mark.parametrize("kind", [Generator, Discriminator])
-def test_arguments_of_the_wrong_type_are_named(kind, arguments, message):
+@pytest.mark.parametrize("network", [Generator, Discriminator])
+def test_arguments_of_the_wrong_type_are_named(network, arguments, message):
     with pytest.raises(TypeError, match=message):
-        kind(**arguments)
+        network(**arguments)
 
 
 def test_instance_normalisation_needs_more_than_a_pixel():
-    for kind in (Generator, Discriminator):
+    for network in (Generator, Discriminator):
         with pytest.raises(
             ValueError, match="norm 'instance' needs maps of more than one pixel, and 4 stages end in a 1x1"
         ):
-            kind(image_size=16, stages=4, norm="instance")
+            network(image_size=16, stages=4, norm="instance")
 
 
 def test_unit_normalisation_needs_a_linear_stem():
@@ -303,14 +318,6 @@ def test_sampling_leaves_the_network_as_it_was(training):
     images.requires_grad_()  # an inference tensor could not go on into training
 
 
-def test_modes_are_restored_after_an_error():
-    network = Generator(image_size=16, base_channels=2)
-    with pytest.raises(ZeroDivisionError), eval_mode(network):
-        assert not network.training
-        _ = 1 / 0
-    assert network.training
-
-
 @pytest.mark.parametrize(("latent", "low", "high"), [("normal", -9, -1.5), ("uniform", -1, -0.9)])
 def test_samples_are_drawn_from_the_distribution_in_the_config(latent, low, high, monkeypatch):
     generator = Generator(image_size=16, base_channels=1, latent=latent)
@@ -332,7 +339,7 @@ def test_sampling_without_a_seed_follows_torchs_own():
     assert torch.equal(generator.sample(2), first)
 
 
-def test_sampling_refuses_what_makes_no_sense():
+def test_sampling_refuses_arguments_out_of_range():
     generator = Generator(image_size=16, base_channels=2)
     for arguments, message in (
         ({"n": -1}, "n must not be negative, got -1"),
@@ -340,8 +347,9 @@ def test_sampling_refuses_what_makes_no_sense():
         ({"n": 1, "start": -1}, "start must not be negative, got -1"),
         ({"n": 1, "batch_size": 0}, "batch_size must be at least 1, got 0"),
     ):
-        with pytest.raises(ValueError, match=message):
-            generator.sample(**arguments)
+        for sample in (generator.sample, generator.sample_batches):
+            with pytest.raises(ValueError, match=message):
+                sample(**arguments)
     assert generator.sample(0, seed=0).shape == (0, 3, 16, 16)
 
 
@@ -350,9 +358,228 @@ def test_sampling_computes_batch_by_batch_whatever_n(monkeypatch):
     sizes = []
     original = generator.forward
     monkeypatch.setattr(generator, "forward", lambda z: sizes.append(len(z)) or original(z))
-    assert generator.sample(50_000, seed=0).shape == (50_000, 1, 16, 16)
+    assert generator.sample(1000, seed=0).shape == (1000, 1, 16, 16)
     assert max(sizes) == 64
-    assert sum(sizes) == 50_000
+    assert sum(sizes) == 1000
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 100])
+def test_samples_are_what_the_network_itself_computes(n):
+    generator = randomize_batchnorms(Generator(image_size=16, base_channels=4, latent_dim=6)).float()
+    with torch.no_grad():
+        expected = generator(seeded_latents(n, 6, seed=3))
+    torch.testing.assert_close(generator.sample(n, seed=3, batch_size=30), expected, rtol=0, atol=1e-6)
+
+
+def test_samples_in_bfloat16_are_close_and_of_the_networks_own_type():
+    generator = randomize_batchnorms(Generator(image_size=16, base_channels=4, latent_dim=6)).float()
+    images = generator.sample(64, seed=3, dtype=torch.bfloat16)
+    assert images.dtype == torch.float32
+    difference = (images - generator.sample(64, seed=3)).abs()
+    assert 0 < difference.mean() < 5e-3
+
+
+@pytest.mark.parametrize(("n", "sizes"), [(70, [32, 32, 6]), (3, [3])])
+def test_batches_are_of_the_weights_of_the_moment_of_the_call(n, sizes):
+    generator = randomize_batchnorms(Generator(image_size=16, base_channels=4, latent_dim=6)).float()
+    expected = generator.sample(n, seed=1, start=5)
+    batches = generator.sample_batches(n, seed=1, start=5, batch_size=32)
+    with torch.no_grad():
+        nn.init.zeros_(generator.head.conv.weight)
+    batches = list(batches)
+    assert [len(batch) for batch in batches] == sizes
+    torch.testing.assert_close(torch.cat(batches), expected, rtol=0, atol=1e-6)
+    assert torch.is_grad_enabled()
+
+
+def test_latents_may_be_given():
+    generator = Generator(image_size=16, base_channels=4, latent_dim=6)
+    z = seeded_latents(40, 6, seed=3)
+    expected = generator.sample(40, seed=3)
+    for latents in (z, z[:, :, None, None], z.double()):
+        assert torch.equal(generator.sample(z=latents), expected)
+    assert torch.equal(torch.cat(list(generator.sample_batches(z=z, batch_size=64))), expected)
+    assert generator.sample(z=z[:0]).shape == (0, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "pass either n, the number of images, or z, their latents, got neither"),
+        ({"n": 2, "z": torch.zeros(2, 6)}, "pass either n, .* got both"),
+        ({"z": torch.zeros(2, 5)}, r"z must have shape \(N, 6\), got \(2, 5\)"),
+        ({"z": torch.zeros(6)}, r"z must have shape \(N, 6\), got \(6,\)"),
+        ({"z": torch.zeros(2, 6), "seed": 1}, "seed and start select latents, so they cannot be combined with z"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused(arguments, message):
+    generator = Generator(image_size=16, base_channels=2, latent_dim=6)
+    for sample in (generator.sample, generator.sample_batches):
+        with pytest.raises(ValueError, match=message):
+            sample(**arguments)
+
+
+def test_threads_sample_alike_and_leave_the_modes_alone():
+    generator = Generator(image_size=16, base_channels=8)
+    generator(torch.randn(8, 100))
+    expected = [generator.sample(n, seed=0) for n in (4, 40)]
+    barrier = threading.Barrier(6)
+
+    def sample(_):
+        barrier.wait()
+        return [generator.sample(n, seed=0) for _ in range(5) for n in (4, 40)]
+
+    with ThreadPoolExecutor(6) as pool:
+        for images in pool.map(sample, range(6)):
+            assert all(torch.equal(image, expected[i % 2]) for i, image in enumerate(images))
+    assert all(module.training for module in generator.modules())
+
+
+def test_a_thread_that_samples_leaves_training_as_it_is():
+    def train(preview):
+        torch.manual_seed(0)
+        size = {"image_size": 16, "base_channels": 4}
+        trainer = Trainer(Generator(**size), Discriminator(**size), seed=1)
+        done = threading.Event()
+
+        def sample():
+            while not done.is_set():
+                trainer.generator.sample(2, seed=0)
+                trainer.generator.sample(33, seed=0)
+
+        thread = threading.Thread(target=sample)
+        if preview:
+            thread.start()
+        try:
+            real = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
+            for _ in range(12):
+                trainer.step(real)
+        finally:
+            done.set()
+            if preview:
+                thread.join()
+        return trainer.generator.state_dict()
+
+    quiet, watched = train(preview=False), train(preview=True)
+    assert all(torch.equal(value, watched[name]) for name, value in quiet.items())
+
+
+class LowRank(nn.Module):
+    """A wrapper as adapters have it: the layer, and a trained correction beside it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.correction = nn.ConvTranspose2d(layer.in_channels, layer.out_channels, 4, 2, 1, bias=False)
+
+    def forward(self, x):
+        return self.layer(x) + self.correction(x)
+
+
+def replace_convolution(generator):
+    generator.blocks["8x8"].conv = LowRank(generator.blocks["8x8"].conv)
+
+
+def patch_convolution(generator):
+    conv = generator.blocks["8x8"].conv
+    plain = conv.forward
+    conv.forward = lambda x: plain(x) * 2
+
+
+def deprecated(normalise):
+    def change(generator):
+        with warnings.catch_warnings(action="ignore"):
+            normalise(generator.blocks["8x8"].conv)
+        generator(torch.randn(4, 6))  # after which the weight is a result of autograd
+
+    return change
+
+
+CHANGES = {
+    "spectral norm": lambda g: parametrizations.spectral_norm(g.blocks["8x8"].conv),
+    "weight norm": lambda g: parametrizations.weight_norm(g.blocks["8x8"].conv),
+    "deprecated spectral norm": deprecated(nn.utils.spectral_norm),
+    "deprecated weight norm": deprecated(nn.utils.weight_norm),
+    "pruning": lambda g: prune.random_unstructured(g.blocks["8x8"].conv, "weight", 0.5),
+    "a wrapper": replace_convolution,
+    "a patched layer": patch_convolution,
+    "a hook that changes the output": lambda g: g.blocks["8x8"].conv.register_forward_hook(lambda m, i, out: out + 1),
+    "a normalisation without gain": lambda g: setattr(g.blocks["8x8"], "norm", nn.BatchNorm2d(4, affine=False)),
+    "a normalisation without statistics": lambda g: setattr(
+        g.blocks["8x8"], "norm", nn.BatchNorm2d(4, track_running_stats=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("n", [3, 40])
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_layers_are_sampled_as_they_are(change, n):
+    generator = randomize_batchnorms(Generator(image_size=16, base_channels=4, latent_dim=6)).float()
+    CHANGES[change](generator)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.mul_(1.5)  # a normalised weight that is kept from the last pass is out of date
+    generator.train()
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    images = generator.sample(n, seed=3)
+    assert all(module.training for module in generator.modules())
+    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+    with torch.no_grad():
+        expected = generator.eval()(seeded_latents(n, 6, seed=3))
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+
+
+class Recorder:
+    def __init__(self):
+        self.sizes = []
+
+    def record(self, module, inputs, output):
+        self.sizes.append(len(output))
+
+
+@pytest.mark.parametrize("n", [3, 40])
+def test_hooks_are_called_on_the_object_that_they_belong_to(n):
+    generator = Generator(image_size=16, base_channels=2)
+    recorder = Recorder()
+    generator.blocks["4x4"].norm.register_forward_hook(recorder.record)
+    generator.sample(n, seed=0)
+    assert recorder.sizes == [n]
+
+
+def test_adapters_that_merge_in_evaluation_mode_keep_their_weights():
+    class Merging(nn.Conv2d):
+        merged = False
+
+        def train(self, mode=True):
+            if not mode and not self.merged:
+                self.weight.data += 1
+                self.merged = True
+            return super().train(mode)
+
+    generator = Generator(image_size=16, base_channels=2, upsample="resize")
+    generator.blocks["8x8"].conv = Merging(4, 2, 3, padding=1)
+    before = generator.blocks["8x8"].conv.weight.clone()
+    generator.sample(3, seed=0)
+    generator.sample(40, seed=0)
+    assert torch.equal(generator.blocks["8x8"].conv.weight, before)
+
+
+@pytest.mark.parametrize("n", [3, 40])
+def test_default_devices_and_types_do_not_matter(n):
+    generator = Generator(image_size=16, base_channels=2, latent="uniform")
+    expected = generator.sample(n, seed=0)
+    with torch.device("meta"):
+        assert torch.equal(generator.sample(n, seed=0), expected)
+        assert torch.equal(torch.cat(list(generator.sample_batches(n, seed=0))), expected)
+        assert generator.sample(n).device.type == "cpu"
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        images = generator.sample(n, seed=0)
+    finally:
+        torch.set_default_dtype(default)
+    assert images.dtype == torch.float32
+    assert torch.equal(images, expected)
 
 
 # Initialisation

@@ -20,15 +20,15 @@ MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in S
 
 # Each module may import those above it.
 ORDER = """
-    _allocator _choices _files
+    _allocator _choices _compat _files _modules
     latents losses augment images _cuda_graphs _optim
     architectures _config checkpoint
-    data._sources data._decoding data._pool data._packing data
+    data._sources data._decoding data._images data._parallel data._packing data._batches data
     hub._card hub._client hub._pretrained hub
-    layers _fusion models
+    layers models
     convert._layouts convert export trainer recipe generate _build run
     bench._contender bench
-    cli._terminal cli._train cli __main__
+    cli._terminal cli._options cli._bench cli._convert cli._generate cli._train cli __main__
 """.split()
 
 
@@ -48,8 +48,9 @@ def imported_by(module, *, types_too=False):
     return found
 
 
-def test_five_names_are_public_and_each_is_what_it_says():
-    assert sorted(dcgan.__all__) == ["Discriminator", "Generator", "Trainer", "from_pretrained", "weights_init"]
+def test_six_names_are_public_and_each_is_what_it_says():
+    functions = ["from_pretrained", "list_architectures", "weights_init"]
+    assert sorted(dcgan.__all__) == ["Discriminator", "Generator", "Trainer", *functions]
     for name in dcgan.__all__:
         assert getattr(dcgan, name).__name__ == name
     assert set(dcgan.__all__) <= set(dir(dcgan))

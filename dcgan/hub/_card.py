@@ -13,23 +13,23 @@ def model_card(
     steps: int | None = None,
     batch_size: int | None = None,
     recipe: str | None = None,
-    figures: Mapping[str, str] | None = None,
+    metrics: Mapping[str, str] | None = None,
     licence: str | None = None,
     picture: str | None = None,
 ) -> str:
-    """Write a model card; what is not given is left out, and a licence that is not given is said to be missing.
+    """Return the text of a model card, without the facts that are not given; a missing licence is pointed out.
 
     Args:
-        name: Its title, such as `"organisation/dcgan-celeba"`; the example loads from it.
+        name: Title, such as `"organisation/dcgan-celeba"`, and what the example loads.
         config: The network's arguments.
-        architecture: Name of the published network that these are a version of.
-        dataset: What it was trained on.
-        steps: How many batches of it.
-        batch_size: Images a batch.
-        recipe: The run's options, in YAML.
-        figures: Measured quality with its protocol, such as `{"FID": "31.2 (50,000 samples, CIFAR-10 train, ...)"}`.
+        architecture: Name of the published architecture that it is a version of.
+        dataset: Data set that it was trained on.
+        steps: Number of training steps.
+        batch_size: Images per step.
+        recipe: The run's recipe, in YAML.
+        metrics: Measured quality with its protocol, such as `{"FID": "31.2 (50,000 samples, CIFAR-10 train, ...)"}`.
         licence: Identifier of the licence of the weights, such as `"mit"`.
-        picture: Path, inside the repository, of generated images.
+        picture: Path of generated images inside the repository.
     """
     from huggingface_hub import ModelCardData
 
@@ -46,7 +46,7 @@ def model_card(
     training += f" for {steps:,} steps" if steps is not None else ""
     training += f" of {batch_size} images" if steps is not None and batch_size else ""
     network = f"the {architecture} architecture" if architecture else "its own architecture"
-    images = f"{height}×{width} images of {channels} channel{'s' if channels > 1 else ''}"
+    images = f"{height}×{width} images with {channels} channel{'s' if channels > 1 else ''}"
     use = _USE if "latent_dim" in config else _USE_DISCRIMINATOR
     parts = [
         f"---\n{data.to_yaml()}\n---\n# {name}",
@@ -55,14 +55,14 @@ def model_card(
     ]
     if picture:
         parts.append(f"![Generated images]({picture})")
-    if figures:
-        rows = "\n".join(f"| {figure} | {value} |" for figure, value in figures.items())
-        parts.append(f"## Figures\n\n| figure | value and protocol |\n|---|---|\n{rows}")
+    if metrics:
+        rows = "\n".join(f"| {metric} | {value} |" for metric, value in metrics.items())
+        parts.append(f"## Metrics\n\n| metric | value and protocol |\n|---|---|\n{rows}")
     arguments = "\n".join(f"| `{key}` | `{value}` |" for key, value in config.items())
     parts.append(f"## Architecture\n\n| argument | value |\n|---|---|\n{arguments}")
     if recipe:
         parts.append(f"## Recipe\n\n```yaml\n{recipe.rstrip()}\n```")
-    parts.append(f"## Licence\n\n{licence or 'Not stated by whoever trained it.'}")
+    parts.append(f"## Licence\n\n{licence or 'Not stated.'}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,25 +1,18 @@
 """Networks as files: `config.json` and `model.safetensors`, in a folder or in a repository on the Hugging Face Hub."""
 
-import copy
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
-from functools import lru_cache
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from dcgan._files import atomic_write
 from dcgan.hub._client import download, pickles_among, translate_hub_errors
-
-Network = TypeVar("Network", bound="Pretrained")
-Module = TypeVar("Module", bound=nn.Module)
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +22,8 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 class Pretrained(nn.Module):
     """A network that is rebuilt from its constructor's arguments, `config`, and its tensors.
 
-    A generator's files lie at the root of a folder or repository, a discriminator's in `discriminator/`.
+    A generator's files are at the root of a folder or repository, a discriminator's in `discriminator/`. A subclass
+    whose constructor takes further arguments adds them to `config` in its `__init__`.
     """
 
     config: dict[str, Any]
@@ -50,35 +44,35 @@ class Pretrained(nn.Module):
     ) -> Self:
         """Load a network from a folder, such as that of a run, or from the Hub; it is in evaluation mode.
 
-        Nothing in the files is executed, and a network is returned whole or not at all.
+        Nothing in the files is executed. The tensors are copied out of the file, which may then be changed or removed.
 
         Args:
             name_or_path: A folder, or a repository `"organisation/name"`.
             revision: Branch, tag or commit of the repository.
-            cache_dir: Where downloads are kept, if not in the Hub's usual cache.
-            token: Access token for a private repository; by default the one that is logged in.
-            local_files_only: Look in the cache only.
+            cache_dir: Folder for downloads; by default the Hub's usual cache.
+            token: Access token for a private repository; by default that of `hf auth login`.
+            local_files_only: Use the cache only.
             force_download: Download even what the cache holds.
-            device: Where the weights go.
-            dtype: Floating-point type of the weights, if not that of the file.
+            device: Device of the network.
+            dtype: Floating-point type of the network; by default that of the file.
 
         Raises:
             FileNotFoundError: If there is no such folder, repository, revision or file.
             NotADirectoryError: If `name_or_path` is a file.
-            PermissionError: If the repository asks for a token, or for another one.
+            PermissionError: If the repository needs a token, or another one.
             OSError: If the download fails.
             ValueError: If the configuration or the weights do not fit this class.
         """
-        torch.empty(0, device=device)  # raises where there is no such device, before anything is read
+        torch.empty(0, device=device)  # raises for an unknown device before anything is downloaded
         names = [f"{cls.subfolder}/{file}".lstrip("/") for file in (CONFIG, WEIGHTS)]
         path = Path(name_or_path)
         if not os.fspath(name_or_path):
             raise ValueError("name_or_path must be a folder or a repository's name, got an empty one")
         if path.is_file():
-            kind = pickles_among([path.name]) or f"; its folder is {path.parent}"
-            raise NotADirectoryError(f"{path} is a file, and networks are loaded from folders{kind}")
+            remedy = pickles_among([path.name]) or f"; its folder is {path.parent}"
+            raise NotADirectoryError(f"{path} is a file, and networks are loaded from folders{remedy}")
         if path.is_dir():
-            config_path, weights_path = _local(path, names, cls.__name__)
+            config_path, weights_path = _local_files(path, names, cls.__name__)
         else:
             options = {
                 "cache_dir": cache_dir,
@@ -87,42 +81,69 @@ class Pretrained(nn.Module):
                 "force_download": force_download,
             }
             config_path, weights_path = download(os.fspath(name_or_path), names, revision, cls.__name__, options)
-        network = cls._from_files(config_path, weights_path, device=str(device))
-        return network.to(dtype=dtype) if dtype is not None else network
+        return cls._from_files(config_path, weights_path).to(device, dtype)
 
     @classmethod
-    def _from_files(cls, config_path: Path, weights_path: Path, *, device: str) -> Self:
+    def _from_files(cls, config_path: Path, weights_path: Path) -> Self:
         config = _read_config(config_path)
-        state, saved_config = _read_weights(weights_path, device)
-        unknown = config.keys() - signature(cls).parameters.keys() - {"class", "dcgan"}
-        if saved_config is not None and saved_config != config and not unknown:
-            # A save was cut between its two files: the weights are the newer and know what they belong to.
-            logger.warning("%s is not what the weights beside it were saved with: using theirs", config_path)
-            config = saved_config
-        if (kind := config.pop("class", cls.__name__)) != cls.__name__:
-            raise ValueError(f"{config_path} describes a {kind}, not a {cls.__name__}")
-        writer = config.pop("dcgan", None)
+        state, saved_config = _read_weights(weights_path)
         try:
-            # mypy does not see that a class is hashable.
-            skeleton: Self = _skeleton(cls, json.dumps(config))  # type: ignore[arg-type]
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            network = cls._build(config, state, config_path, weights_path)
+        except ValueError as error:
+            if saved_config in (None, config):
+                raise
+            # A save was cut between its two files: the weights are the newer, and hold their own configuration.
+            network = cls._build(saved_config, state, weights_path, weights_path)
+            logger.warning("using the configuration inside %s, since %s", weights_path, error)
+        else:
+            saved = network.config | (saved_config or {})
+            if fields := ", ".join(name for name, value in network.config.items() if saved[name] != value):
+                logger.warning("using %s, which differs from the copy in %s: %s", config_path, WEIGHTS, fields)
+        network.load_state_dict(state)  # copies, for these tensors are mapped to the file
+        return network.eval()
+
+    @classmethod
+    def _build(cls, config: dict[str, Any], state: dict[str, Tensor], config_path: Path, weights_path: Path) -> Self:
+        """Return a new network of this configuration, on the CPU, of the type of the tensors, which fit it.
+
+        Raises:
+            ValueError: If it does not describe a network of this class, or the tensors do not fit.
+        """
+        arguments = {name: value for name, value in config.items() if name not in ("class", "dcgan")}
+        if (name := config.get("class", cls.__name__)) != cls.__name__:
+            raise ValueError(f"{config_path} describes a {name}, not a {cls.__name__}")
+        try:
+            _expect_size(cls._minimum_parameters(arguments), sum(tensor.numel() for tensor in state.values()))
+            # On the CPU, whatever the caller's default is, and without disturbing the random numbers drawn there.
+            with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+                network = cls(**arguments)
+        except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
             import dcgan
 
+            writer = config.get("dcgan")
             by = f"; it was written by dcgan {writer}, and this is {dcgan.__version__}" if writer else ""
             raise ValueError(f"{config_path} does not describe a {cls.__name__}: {error}{by}") from error
-        expect_fit(state, skeleton.state_dict(), f"{weights_path} does not fit the {cls.__name__} of {CONFIG}")
-        network: Self = _filled(skeleton, state)
-        network.config = copy.deepcopy(skeleton.config)
-        return network
+        expect_fit(state, network.state_dict(), f"{weights_path} does not fit the {cls.__name__} of {config_path.name}")
+        dtypes = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
+        return network.to(dtypes[0]) if dtypes else network
+
+    @classmethod
+    def _minimum_parameters(cls, config: dict[str, Any]) -> int:  # noqa: ARG003 - for subclasses
+        """Return a lower bound on the size of the network that `config` describes."""
+        return 0
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the configuration and the weights into `folder`; return the path of the files.
+        """Write the configuration and the weights into `folder`; return the folder that holds the files.
 
-        A discriminator goes into `folder/discriminator`, beside its generator. A kill at any moment, or a full disk,
-        leaves the network that was there before, or this one.
+        A discriminator goes into `folder/discriminator`, next to its generator. A kill at any moment, or a full disk,
+        leaves either the network that was there before or this one.
+
+        Raises:
+            ValueError: If the constructor of a subclass takes arguments that `config` does not hold.
         """
         import dcgan
 
+        _expect_complete_config(self)
         target = Path(folder, self.subfolder)
         target.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
@@ -130,8 +151,8 @@ class Pretrained(nn.Module):
 
         from safetensors.torch import save
 
-        # The weights come first and carry the configuration: from the moment they are in place, the new network is.
-        # One entry alone, since safetensors writes several in an order of its own, each time another.
+        # The weights come first and hold the configuration: from the moment they are in place, the new network is.
+        # As a single entry, since safetensors writes several in a different order each time.
         weights = save(state, metadata={"config": json.dumps(config)})
         for name, data in ((WEIGHTS, weights), (CONFIG, f"{json.dumps(config, indent=2)}\n".encode())):
             with atomic_write(target / name) as file:
@@ -148,29 +169,27 @@ class Pretrained(nn.Module):
         revision: str | None = None,
         card: str | None = None,
     ) -> str:
-        """Upload the network in one commit, to a repository that is made if there is none; return the commit's URL.
+        """Upload the network in one commit, to a repository that is created if needed; return the commit's URL.
 
-        A repository without a model card gets a plain one; `dcgan.card.model_card` writes a fuller one.
+        A repository without a model card gets a plain one; [`model_card`][dcgan.hub.model_card] writes a fuller one.
 
         Args:
             repo_id: Repository `"organisation/name"`.
-            private: Whether a repository that is made is private.
-            commit_message: By default, one that names the class.
-            token: Access token; by default the one that is logged in.
-            revision: Branch to commit to.
-            card: Text of README.md, replacing the one that is there.
+            private: Whether to create the repository as a private one.
+            commit_message: By default "Upload" and the name of the class.
+            token: Access token; by default that of `hf auth login`.
+            revision: Branch to commit to; by default `main`.
+            card: Text of README.md, replacing an existing one.
 
         Raises:
             PermissionError: If there is no token, or it does not allow this.
             OSError: If the upload fails.
-            ValueError: If `repo_id` is not a repository's name.
+            ValueError: If `repo_id` is not a valid name, or `save_pretrained` refuses the network.
         """
         from huggingface_hub import HfApi
-        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported lazily
 
         from dcgan.hub._card import model_card
 
-        validate_repo_id(repo_id)
         api = HfApi(token=token)
         message = commit_message or f"Upload {type(self).__name__}"
         with tempfile.TemporaryDirectory() as folder, translate_hub_errors(repo_id, revision):
@@ -184,51 +203,40 @@ class Pretrained(nn.Module):
         return str(commit.commit_url)
 
 
-class Skeleton(TorchFunctionMode):
-    """Build modules without memory and without drawing weights, for what is about to be replaced.
-
-    `torch.device("meta")` does as much, but imports a second's worth of torch on its first use.
-    """
-
-    _MAKERS = frozenset({torch.empty, torch.zeros, torch.ones, torch.tensor})
-    _FILLERS = frozenset({"normal_", "uniform_", "kaiming_uniform_", "zeros_", "ones_", "zero_", "fill_"})
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in self._MAKERS:
-            return func(*args, **{**kwargs, "device": "meta"})
-        if getattr(func, "__name__", "") in self._FILLERS:
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
+def _expect_size(minimum: int, available: int) -> None:
+    # Smaller differences, of tens of megabytes, are found and explained better once the network is built.
+    if minimum > available + 2**23:
+        raise ValueError(f"its network has at least {minimum:,} parameters, and the weights are {available:,} numbers")
 
 
-@lru_cache(maxsize=8)  # building the modules takes longer than reading the weights
-def _skeleton(cls: Callable[..., Network], arguments: str) -> Network:
-    with Skeleton():
-        return cls(**json.loads(arguments)).eval()
+def _expect_complete_config(network: Pretrained) -> None:
+    """Check that a network can be rebuilt from its `config`."""
+    accepted: set[str] = set()
+    for base in type(network).__mro__:
+        if "__init__" in vars(base):
+            _, *parameters = signature(vars(base)["__init__"]).parameters.values()
+            accepted |= {p.name for p in parameters if p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)}
+            if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+                break
+    name = type(network).__name__
+    if absent := sorted(accepted - network.config.keys()):
+        remedy = "; ".join(f'self.config["{argument}"] = {argument}' for argument in absent)
+        raise ValueError(
+            f"{name} cannot be saved: its constructor takes {', '.join(absent)}, which its config does not hold. "
+            f"Record it in __init__, after super().__init__(): {remedy}"
+        )
+    if unknown := sorted(network.config.keys() - accepted):
+        raise ValueError(
+            f"{name} cannot be saved: its config holds {', '.join(unknown)}, which its constructor does not take. "
+            f"Accept **kwargs in __init__, and pass them on to super().__init__()"
+        )
 
 
-def _filled(skeleton: Module, state: dict[str, Tensor], prefix: str = "") -> Module:
-    """Return a module like `skeleton`, with structure of its own and the tensors of `state`."""
-    module = skeleton.__class__.__new__(skeleton.__class__)
-    module.__dict__ = {name: v.copy() if isinstance(v, dict) else v for name, v in vars(skeleton).items()}
-    # The private dictionaries, since no public call replaces tensors without touching each several times.
-    tensors, buffers, children = module._parameters, module._buffers, module._modules  # noqa: SLF001
-    tensors |= {name: nn.Parameter(state[prefix + name]) for name, tensor in tensors.items() if tensor is not None}
-    buffers |= {name: state[prefix + name] for name, tensor in buffers.items() if tensor is not None}
-    for name, child in skeleton.named_children():
-        children[name] = _filled(child, state, f"{prefix}{name}.")
-    return module
-
-
-def _local(folder: Path, names: list[str], kind: str) -> list[Path]:
+def _local_files(folder: Path, names: list[str], class_name: str) -> list[Path]:
     paths = [folder / name for name in names]
     if absent := [path for path in paths if not path.is_file()]:
-        raise FileNotFoundError(
-            f"{folder} holds no {kind}: {absent[0]} is missing{pickles_among(path.name for path in folder.iterdir())}"
-        )
+        pickles = pickles_among(path.name for path in folder.iterdir())
+        raise FileNotFoundError(f"{folder} holds no {class_name}: {absent[0]} is missing{pickles}")
     return paths
 
 
@@ -242,26 +250,26 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_weights(path: Path, device: str) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Return the tensors and the configuration saved with them; both lie in a file of their own size, never more."""
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Return the tensors, mapped to the file, and the configuration saved with them."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "pt", device) as file:
+        with safe_open(path, "pt", "cpu") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
         saved_config = json.loads(metadata["config"]) if "config" in metadata else None
     except (SafetensorError, ValueError) as error:
-        again = "; if it was downloaded, force_download=True gets it again"
+        again = "; if it was downloaded, force_download=True downloads it again"
         raise ValueError(f"{path} is not a whole safetensors file: {error}{again}") from error
     return state, saved_config if isinstance(saved_config, dict) else None
 
 
 def expect_fit(state: dict[str, Tensor], expected: dict[str, Tensor], message: str) -> None:
-    """Check that two sets of tensors have the same names, shapes and kinds of numbers.
+    """Check that two sets of tensors have the same names and shapes, and are floating-point alike.
 
     Raises:
-        ValueError: If they have not; after `message`, it lists what is missing, unexpected and misshapen.
+        ValueError: If not; after `message`, it lists what is missing, unexpected, misshapen and mistyped.
     """
     misshapen = [
         f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
@@ -281,8 +289,8 @@ def expect_fit(state: dict[str, Tensor], expected: dict[str, Tensor], message: s
         "mistyped": mistyped or (sorted(map(str, floating)) if len(floating) > 1 else []),
     }
     if any(faults.values()):
-        raise ValueError(f"{message}: " + "; ".join(f"{k} {_listed(v)}" for k, v in faults.items() if v))
+        raise ValueError(f"{message}: " + "; ".join(f"{k} {_join(v)}" for k, v in faults.items() if v))
 
 
-def _listed(names: list[str]) -> str:
+def _join(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
