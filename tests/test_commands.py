@@ -50,7 +50,7 @@ def copy_in_order_from_file(file, network):
     copy_in_order(holder, network)
 
 
-def test_what_is_there_is_not_replaced_without_force(folder, tmp_path, capsys):
+def test_existing_files_are_not_overwritten_without_force(folder, tmp_path, capsys):
     file = tmp_path / "netG.pth"
     said(capsys, "convert", "--to", "tutorial", folder, file)
     assert f"{file} exists: --force" in said(capsys, "convert", "--to", "tutorial", folder, file, code=2)
@@ -60,9 +60,9 @@ def test_what_is_there_is_not_replaced_without_force(folder, tmp_path, capsys):
     assert (folder / "model.safetensors").read_bytes() == before
 
 
-def test_mistakes_of_conversion_are_told(folder, tmp_path, capsys):
+def test_mistakes_of_conversion_are_reported(folder, tmp_path, capsys):
     out = tmp_path / "out"
-    assert "needs at least one file to read and then what to write" in said(capsys, "convert", out, code=2)
+    assert "needs at least one path to read, then the path to write" in said(capsys, "convert", out, code=2)
     assert "there is no file" in said(capsys, "convert", tmp_path / "nothing.pth", out, code=2)
     torch.save({"net.0.weight": torch.zeros(3)}, tmp_path / "odd.pth")
     assert "recognised no network in net.0.weight (3,)" in said(capsys, "convert", tmp_path / "odd.pth", out, code=2)
@@ -78,10 +78,10 @@ def test_networks_are_exported(folder, tmp_path, capsys):
     assert "exists: --force" in said(capsys, "export", folder, path, code=2)
 
 
-def test_files_are_no_folders_of_networks(folder, tmp_path, capsys):
+def test_files_are_not_folders_of_networks(folder, tmp_path, capsys):
     (tmp_path / "netG.pth").write_bytes(b"")
     for command in (("generate", tmp_path / "netG.pth"), ("train", "--generator", tmp_path / "netG.pth")):
-        assert "there is `dcgan convert`" in said(capsys, *command, code=2)
+        assert "`dcgan convert` reads the weights in netG.pth" in said(capsys, *command, code=2)
     weights = folder / "model.safetensors"
     assert f"its folder is {folder}" in said(capsys, "generate", weights, code=2)
     with pytest.raises(ValueError, match="name_or_path must be a folder or a repository's name, got an empty one"):

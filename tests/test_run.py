@@ -1,6 +1,7 @@
 """Runs: their folder, exact resumption, kills at any moment, full disks."""
 
 import contextlib
+import copy
 import json
 import multiprocessing
 import os
@@ -13,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.optim.swa_utils import update_bn
 
 from dcgan import Discriminator, Generator, checkpoint, cli
+from dcgan.latents import seeded_latents
 from dcgan.recipe import Recipe
 from dcgan.run import RESUMABLE, Run
 
@@ -197,6 +200,16 @@ def test_the_published_generator_is_the_average_with_statistics_of_its_own(unbro
     with torch.no_grad():
         fixed, batch = generator(z), generator.train()(z)
     assert (fixed - batch).abs().mean() < 0.02
+
+
+def test_the_statistics_of_the_average_are_those_that_torch_would_estimate(tmp_path):
+    run = Run.start(TINY, tmp_path / "run")
+    run.close()
+    z = seeded_latents(1024, 100, seed=TINY.seed + 1, distribution="normal")
+    expected = copy.deepcopy(run.trainer.ema)
+    update_bn(z.split(128), expected)
+    for name, tensor in run.ema_generator().state_dict().items():
+        torch.testing.assert_close(tensor, expected.state_dict()[name], rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_without_an_average_the_generator_itself_is_published(tmp_path):
