@@ -1,4 +1,7 @@
 import os
+import socket
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 # Tests run in parallel, each with one thread, and so do the processes that they start. Torch reads this on import.
@@ -6,6 +9,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from image_files import bomb, encoded, folder_of
+from PIL import Image, ImageFile
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -27,3 +32,40 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}: set DCGAN_TEST_DATA to their folder")
     return folder
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """Keep the default cache in tmp_path and refuse network access."""
+
+    def refuse(*_args, **_kwargs):
+        raise urllib.error.URLError("no network in tests")
+
+    monkeypatch.setenv("DCGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    yield
+    assert Image.MAX_IMAGE_PIXELS == 89478485
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+@pytest.fixture
+def spoiled(tmp_path):
+    """A folder with three good images among all kinds of bad ones, and the names of these."""
+    root = folder_of(tmp_path / "spoiled", 3)
+    bad = {
+        "text.jpg": b"these are words, not pixels",
+        "empty.png": b"",
+        "bomb.png": bomb(),
+        "gif.png": encoded("gif"),
+        **{f"cut.{suffix}": encoded(suffix)[:700] for suffix in ["jpg", "png", "webp", "bmp", "tif"]},
+    }
+    for name, content in bad.items():
+        (root / name).write_bytes(content)
+    (root / "directory.png").mkdir()
+    (root / "dangling.png").symlink_to(root / "nothing")
+    special = ["directory.png", "dangling.png"]
+    if hasattr(os, "mkfifo"):  # not on Windows
+        os.mkfifo(root / "pipe.png")
+        special.append("pipe.png")
+    return root, sorted([*bad, *special])

@@ -1,4 +1,4 @@
-"""One image of any kind to uint8 of a given shape.
+"""Decode one image of any format and mode to uint8 of a given shape.
 
 Shapes: H and W the sides asked for, K channels.
 """
@@ -10,21 +10,24 @@ import errno
 import io
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image as PilImage
 
+    from dcgan._choices import Resize
     from dcgan.data._sources import Item, Source
 
-Resize = Literal["crop", "squash"]
+Indices = Sequence[int] | np.ndarray
+Decoded = tuple[np.ndarray, list[tuple[str, str]]]  # the readable images, (file, reason) of each of the others
 
-# Pillow reads far more, some of it by running other programs (EPS): images from anywhere are not worth that.
-_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+# Faults of the machine, which say nothing about the image.
+_MACHINE_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+# Pillow reads many more, some by running other programs (EPS): not safe with images from anywhere.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 
 
@@ -49,7 +52,7 @@ class Decoder:
         """`(H, W, K)`."""
         return (*self.image_size, self.channels)
 
-    def __call__(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    def __call__(self, indices: Indices) -> Decoded:
         """Return the readable images `(n, H, W, K)` and `(file, reason)` for each of the others."""
         images = np.empty((len(indices), *self.shape), np.uint8)
         failures: list[tuple[str, str]] = []
@@ -60,64 +63,71 @@ class Decoder:
                 failures.append((self.source.label(index), str(error)))
         return images[: len(indices) - len(failures)], failures
 
+    def subset(self, indices: Indices) -> Decoder:
+        """Return a decoder for some of the images only, under the same indices, that pickles small."""
+        return replace(self, source=self.source.subset(indices))
+
     def _decode(self, item: Item) -> np.ndarray:
         from PIL import Image, UnidentifiedImageError
 
         try:
             if isinstance(item, np.ndarray):
-                return self._fit(_flatten(Image.fromarray(np.ascontiguousarray(item)), self.channels))
+                return self._resize(_convert_mode(Image.fromarray(np.ascontiguousarray(item)), self.channels))
             if isinstance(item, str) and not Path(item).is_file():
-                # Checked first: to open a named pipe would be to wait for ever.
-                raise ValueError("is not a file")  # noqa: TRY301 - the last handler below words it like the rest
-            # Read at once: Pillow's many small reads would each give up the interpreter's lock.
+                # Checked first, since opening a named pipe would block forever.
+                raise ValueError("is not a file")  # noqa: TRY301 - for the last handler below
+            # Read at once: each of Pillow's many small reads would release the interpreter's lock.
             encoded = item if isinstance(item, bytes) else Path(item).read_bytes()
             with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-                _develop(image, 2 * max(self.image_size))
-                return self._fit(_flatten(image, self.channels))
+                _load_upright(image, 2 * max(self.image_size))
+                return self._resize(_convert_mode(image, self.channels))
         except UnidentifiedImageError as error:
-            raise ValueError(f"is not of a known format ({', '.join(_FORMATS)})") from error
+            raise ValueError(f"is not in a supported format ({', '.join(_FORMATS)})") from error
         except MemoryError:
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _PASSING:
-                raise  # a fault of the machine, which says nothing of the image
+            if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
+                raise
             # Damaged files make Pillow raise OSError, SyntaxError, struct.error, zlib.error and more.
             raise ValueError(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
 
-    def _fit(self, image: Picture) -> np.ndarray:
-        """Resample to `(H, W, K)`, antialiased where that shrinks and smooth where it grows."""
+    def _resize(self, image: PilImage) -> np.ndarray:
+        """Resample to `(H, W, K)`, antialiased where it shrinks and smooth where it grows."""
         from PIL import Image
 
-        (height, width), tall, wide = self.image_size, float(image.height), float(image.width)
+        (height, width), crop_height, crop_width = self.image_size, float(image.height), float(image.width)
         if self.resize == "crop":
             # The largest rectangle of the target's proportions; divided last, so that it cannot overshoot.
-            tall, wide = min(tall, wide * height / width), min(wide, tall * width / height)
-        left, top = (image.width - wide) / 2, (image.height - tall) / 2
-        box = (left, top, left + wide, top + tall)
+            crop_height, crop_width = (
+                min(crop_height, crop_width * height / width),
+                min(crop_width, crop_height * width / height),
+            )
+        left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
+        box = (left, top, left + crop_width, top + crop_height)
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box)).reshape(self.shape)
 
 
-def _develop(image: Picture, enough: int) -> None:
-    """Read the pixels, no finer than needed for `enough` of them a side, and turn the image upright."""
+def _load_upright(image: PilImage, min_side: int) -> None:
+    """Load the pixels, at a reduced size of at least `min_side` where possible, and apply the EXIF orientation."""
     from PIL import Image, ImageOps
 
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
-        # Pillow itself only warns up to twice its limit; what is read must not depend on warning filters.
+        # Pillow only warns up to twice its limit; what is read must not depend on warning filters.
         raise ValueError(f"has {image.width}x{image.height} pixels, more than Image.MAX_IMAGE_PIXELS = {limit}")
-    image.draft(None, (enough, enough))  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size
+    image.draft(None, (min_side, min_side))  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size
     image.load()
     with contextlib.suppress(SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        # Unreadable metadata do not spoil readable pixels.
+        # Unreadable metadata do not matter to readable pixels.
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def _flatten(image: Picture, channels: int) -> Picture:
-    """Bring an image of any mode to "L", "RGB" or "RGBA"."""
+def _convert_mode(image: PilImage, channels: int) -> PilImage:
+    """Convert an image of any mode to "L", "RGB" or "RGBA"."""
     from PIL import Image
 
     if image.mode.startswith(("I", "F")):
-        # 16 or 32 bits. The modes do not tell which range is meant: the smallest that holds the image is.
+        # 16 or 32 bits. The mode does not tell the range: the smallest usual one that holds the values is taken.
         values = np.nan_to_num(np.asarray(image, np.float64))
         scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0, 2.0**31 - 1)
         full = next((scale for scale in scales if values.max() <= scale), scales[-1])

@@ -1,0 +1,114 @@
+"""Images of one shape as uint8: mapped from a packed file, or decoded whenever they are asked for.
+
+Shapes: N images, B a batch of them, K channels, H and W their sides.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from dcgan.data._decoding import Decoder
+
+
+class Images(Protocol):
+    """N images as uint8, all of one shape.
+
+    Attributes:
+        name: The dataset, one of `DATASETS`.
+        image_size: `(H, W)`.
+        channels: K.
+        path: The packed file; None where images are decoded whenever they are asked for.
+        nbytes: Size of all images, decoded, in bytes.
+        skipped: `(file, reason)` of each image that `skip_bad` left out.
+    """
+
+    name: str
+    image_size: tuple[int, int]
+    channels: int
+    path: Path | None
+    nbytes: int
+    skipped: list[tuple[str, str]]
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray) -> torch.Tensor:
+        """Return the images `indices` `(B,)` as uint8 `(B, K, H, W)`, new and channels last in memory."""
+        ...
+
+
+class BadImages(ValueError):  # noqa: N818 (it holds images, not one error)
+    """Some files cannot be read as images.
+
+    Attributes:
+        failures: `(file, reason)` of each of them; the message shows the first 20.
+    """
+
+    def __init__(self, failures: list[tuple[str, str]], *, nothing_left: bool = False) -> None:
+        super().__init__(failures)
+        self.failures, self.nothing_left = failures, nothing_left
+
+    def __str__(self) -> str:
+        rest = "and no readable one" if self.nothing_left else "which skip_bad would leave out"
+        lines = [f"{len(self.failures)} unreadable image(s), {rest}:"]
+        lines += [f"{file}: {reason}" for file, reason in self.failures[:20]]
+        if len(self.failures) > 20:
+            lines.append(f"and {len(self.failures) - 20} more")
+        return "\n  ".join(lines)
+
+
+class PackedImages:
+    """Images gathered from a memory-mapped packed file. Attributes as in `Images`."""
+
+    def __init__(self, path: Path, name: str, array: np.ndarray, skipped: list[tuple[str, str]]) -> None:
+        self.path: Path | None = path
+        self.name, self.skipped, self.nbytes = name, skipped, array.nbytes
+        self.image_size: tuple[int, int] = (array.shape[1], array.shape[2])
+        self.channels: int = array.shape[3]
+        self._array = np.asarray(array)  # (N, H, W, K); indexing an np.memmap is slower
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def batch(self, indices: np.ndarray) -> torch.Tensor:
+        return channels_first(self._array[indices])
+
+
+class StreamedImages:
+    """Images decoded whenever they are asked for, by `workers` threads. Attributes as in `Images`."""
+
+    def __init__(self, decoder: Decoder, workers: int) -> None:
+        self.path: Path | None = None
+        self.name, self.image_size, self.channels = decoder.source.name, decoder.image_size, decoder.channels
+        self.skipped: list[tuple[str, str]] = []
+        self.nbytes = len(decoder.source.items) * math.prod(decoder.shape)
+        self._decoder, self._workers = decoder, workers
+        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="dcgan-decode") if workers else None
+
+    def __len__(self) -> int:
+        return len(self._decoder.source.items)
+
+    def batch(self, indices: np.ndarray) -> torch.Tensor:
+        if self._executor is None:
+            chunks = [self._decoder(indices)]
+        else:
+            splits = np.array_split(indices, min(self._workers, len(indices)))
+            chunks = list(self._executor.map(self._decoder, splits))
+        if failures := [failure for _, failed in chunks for failure in failed]:
+            raise BadImages(failures)
+        return channels_first(np.concatenate([images for images, _ in chunks]))
+
+
+def channels_first(images: np.ndarray) -> torch.Tensor:
+    """View `(N, H, W, K)` as a tensor `(N, K, H, W)`, channels last in memory."""
+    import torch
+
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
