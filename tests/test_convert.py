@@ -239,7 +239,7 @@ def test_round_trip_preserves_the_state_dict(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "arguments", "message"),
+    ("network_class", "arguments", "message"),
     [
         (Generator, {"kernel_size": 5}, "the tutorial's Generator has kernel_size 4, not 5"),
         (
@@ -259,8 +259,8 @@ def test_round_trip_preserves_the_state_dict(tmp_path):
         (Generator, {"max_channels": 8}, r"widths that double, not \[4, 8, 8\]"),
     ],
 )
-def test_networks_the_tutorial_cannot_express_are_refused(kind, arguments, message):
-    network = kind(**{"image_size": 32, "base_channels": 4, **arguments})
+def test_networks_the_tutorial_cannot_express_are_refused(network_class, arguments, message):
+    network = network_class(**{"image_size": 32, "base_channels": 4, **arguments})
     with pytest.raises(ValueError, match=message):
         to_tutorial(network)
 
