@@ -25,7 +25,7 @@ from dcgan.data._images import BadImages, PackedImages
 from dcgan.data._parallel import decode_in_processes, prefetch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
     from dcgan.data._decoding import Decoded, Decoder
@@ -149,8 +149,12 @@ def _write_packed(path: Path, decoder: Decoder, workers: int, progress: Progress
 def _decode_chunks(decoder: Decoder, chunks: list[range], workers: int) -> Generator[Decoded]:
     """Yield each chunk decoded, in processes where there are enough images to be worth starting them."""
     use_processes = workers > 1 and len(decoder.source.items) >= _MIN_IMAGES_FOR_PROCESSES
-    processes = decode_in_processes(decoder, workers) if use_processes else contextlib.nullcontext(decoder)
-    with processes as decode, ThreadPoolExecutor(max(workers, 1)) as executor, _quiet_pillow():
+    count = min(workers, len(chunks))
+    processes = decode_in_processes(decoder, count) if use_processes else contextlib.nullcontext(decoder)
+    with processes as decode, ThreadPoolExecutor(max(workers, 1)) as executor, warnings.catch_warnings():
+        # Pillow's warnings about odd metadata do not affect the pixels. Filters belong to the whole process, so the
+        # calling thread sets them, never a decoding thread.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         yield from prefetch(executor, decode, chunks, depth=2 * workers)
 
 
@@ -171,17 +175,6 @@ def _metadata(decoder: Decoder, count: int, failures: list[tuple[str, str]]) -> 
 def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
     """Write the header of a uint8 `.npy`, which NumPy pads so that any N takes the same space."""
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
-
-@contextlib.contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings about odd metadata, which do not affect the pixels.
-
-    Warning filters belong to the whole process, so the calling thread sets them, never a decoding thread.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
 
 
 def _read_ahead(path: Path) -> None:
