@@ -20,13 +20,13 @@ MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in S
 
 # Each module may import those above it.
 ORDER = """
-    _allocator _choices _compat _files _modules
-    latents losses augment images _cuda_graphs _optim
-    architectures _config checkpoint
+    _allocator _choices _compat _files _modules _precision _random
+    latents losses augment images ema _cuda_graphs _optim _checks _monitor
+    architectures _config checkpoint recipe
     data._sources data._decoding data._images data._parallel data._packing data._batches data
     hub._card hub._client hub._pretrained hub
-    layers models
-    convert._layouts convert export trainer recipe generate _build run
+    layers models trainer
+    convert._layouts convert export generate _build run
     bench._contender bench
     cli._terminal cli._options cli._bench cli._convert cli._generate cli._train cli __main__
 """.split()
