@@ -21,14 +21,22 @@ def copy_module(module: Module, *, share: bool = False) -> Module:
     """
     memo: dict[int, Any] = {}  # what deepcopy takes for copied already
     for part in module.modules():
+        if share:  # what can be shared without harm, since a deep copy of it takes as long as generating an image
+            memo |= {id(value): value for value in vars(part).values() if isinstance(value, OrderedDict) and not value}
+            if _is_plain_layer(part):
+                memo[id(part)] = copy.copy(part)
+                continue
         for value in _leaves(vars(part)):
             if share or not isinstance(value, Tensor):
                 memo[id(value)] = value
             elif not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-        if share:  # a module's empty dictionaries of hooks are most of the time that a copy takes
-            memo |= {id(v): v for v in vars(part).values() if isinstance(v, OrderedDict) and not v}
     return copy.deepcopy(module, memo)
+
+
+def _is_plain_layer(module: nn.Module) -> bool:
+    known = type(module).__module__.startswith(("torch.nn.modules.", "dcgan.layers"))
+    return known and not any(True for _ in module.children()) and not any(map(callable, vars(module).values()))
 
 
 def _leaves(value: object) -> Iterator[object]:

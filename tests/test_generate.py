@@ -61,7 +61,7 @@ def test_another_seed_gives_other_images(model, tmp_path):
     assert contents(tmp_path / "0") != contents(tmp_path / "1")
 
 
-def test_the_number_done_is_told(model, out):
+def test_the_number_of_written_images_is_yielded(model, out):
     generator = Generator.from_pretrained(model)
     assert list(write_images(generator, out, 7, batch_size=3)) == [3, 6, 7]
 
@@ -92,7 +92,7 @@ def test_a_grid_is_replaced_only_by_force(model, out, capsys):
     assert generate(model, "-n", 3, "--grid", "--out", out) == 0
     before = contents(out)
     assert generate(model, "-n", 3, "--grid", "--seed", 1, "--out", out) == 2
-    assert "--force replaces" in capsys.readouterr().err
+    assert "--force overwrites existing files" in capsys.readouterr().err
     assert contents(out) == before
     assert generate(model, "-n", 3, "--grid", "--seed", 1, "--out", out, "--force") == 0
     assert contents(out) != before
@@ -109,7 +109,7 @@ def test_other_files_in_the_folder_stay(model, out):
 def test_a_file_is_no_folder_for_images(model, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     assert generate(model, "--out", tmp_path / "out") == 2
-    assert "--out must be a folder, and" in capsys.readouterr().err
+    assert "--out must be a folder, but" in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -123,7 +123,7 @@ def test_a_file_is_no_folder_for_images(model, tmp_path, capsys):
         ("config.json", b"[]", "must hold a JSON object, got list"),
     ],
 )
-def test_a_broken_model_is_said_and_exits_2(model, tmp_path, capsys, name, content, message):
+def test_a_broken_model_is_named_and_exits_2(model, tmp_path, capsys, name, content, message):
     broken = tmp_path / "model"
     broken.mkdir()
     for path in model.iterdir():
@@ -139,7 +139,7 @@ def test_a_broken_model_is_said_and_exits_2(model, tmp_path, capsys, name, conte
 
 def test_no_image_at_all_is_a_mistake(model, out, capsys):
     assert generate(model, "-n", 0, "--out", out) == 2
-    assert "-n must be at least 1, got 0" in capsys.readouterr().err
+    assert 'Invalid value "0" for -n' in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -175,7 +175,7 @@ def test_an_archive_is_replaced_only_by_force(model, tmp_path, capsys):
     assert generate(model, "-n", 3, "--out", archive) == 0
     before = archive.read_bytes()
     assert generate(model, "-n", 4, "--out", archive) == 2
-    assert f"{archive} exists: --force replaces" in capsys.readouterr().err
+    assert f"{archive} exists: --force overwrites existing files" in capsys.readouterr().err
     assert archive.read_bytes() == before
     assert generate(model, "-n", 4, "--out", archive, "--force") == 0
     with np.load(archive) as arrays:
@@ -194,7 +194,7 @@ def test_an_interrupted_archive_leaves_the_old_one(model, tmp_path):
 
 def test_a_grid_and_a_folder_are_no_archives(model, tmp_path, capsys):
     assert generate(model, "--grid", "--out", tmp_path / "a.zip") == 2
-    assert "--grid writes grid.png into a folder" in capsys.readouterr().err
+    assert "--grid writes grid.png to a folder" in capsys.readouterr().err
     (tmp_path / "b.npz").mkdir()
     assert generate(model, "--out", tmp_path / "b.npz") == 2
     assert "b.npz is a folder" in capsys.readouterr().err
@@ -208,7 +208,7 @@ def test_images_in_bfloat16_are_close(model, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs ulimit")
-def test_a_disk_that_is_full_is_said_and_leaves_no_half_a_file(model, out):
+def test_a_full_disk_is_reported_and_leaves_no_partial_file(model, out):
     command = f"ulimit -f 0; exec {sys.executable} -m dcgan generate {model} -n 3 --out {out}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 1
