@@ -7,20 +7,20 @@ from cyclopts import Parameter
 
 from dcgan._allocator import keep_memory
 from dcgan._choices import Precision
-from dcgan.cli._options import FLAG, INTEGER
+from dcgan.cli._options import COUNT, FLAG, NATURAL
 from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say
 
 
 def generate(
     model: str,
     *,
-    number: Annotated[int, Parameter(name=["--number", "-n"]), INTEGER] = 64,
+    number: Annotated[int, Parameter(name=["--number", "-n"]), COUNT] = 64,
     out: Path = Path("samples"),
-    seed: Annotated[int, INTEGER] = 0,
-    start: Annotated[int, INTEGER] = 0,
+    seed: Annotated[int, NATURAL] = 0,
+    start: Annotated[int, NATURAL] = 0,
     grid: Annotated[bool, FLAG] = False,
     force: Annotated[bool, FLAG] = False,
-    batch_size: Annotated[int | None, INTEGER] = None,
+    batch_size: Annotated[int | None, COUNT] = None,
     precision: Precision = "fp32",
     device: str = "auto",
 ) -> int:
@@ -39,14 +39,6 @@ def generate(
         device: Device to compute on, such as cpu, cuda or mps; auto picks the best one available.
     """
     with exit_on_error():
-        for name, value, least in (
-            ("-n", number, 1),
-            ("--batch-size", batch_size, 1),
-            ("--seed", seed, 0),
-            ("--start", start, 0),
-        ):
-            if value is not None and value < least:
-                raise UsageError(f"{name} must be at least {least}, got {value}")
         keep_memory()
         from dcgan._build import select_device
         from dcgan._precision import DTYPES

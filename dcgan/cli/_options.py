@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import yaml
 from cyclopts import App, ArgumentCollection, Group, Parameter, Token
 from cyclopts.config import Dict
+from cyclopts.validators import Number
 
 from dcgan._choices import AugmentationName
 from dcgan.cli._terminal import UsageError, exit_on_error
@@ -36,6 +37,8 @@ def _read_integer(_: Any, tokens: Sequence[Token]) -> int | None:
 
 FLAG = Parameter(negative=())
 INTEGER = Parameter(converter=_read_integer)
+COUNT = Parameter(converter=_read_integer, validator=Number(gte=1))
+NATURAL = Parameter(converter=_read_integer, validator=Number(gte=0))
 SIZE = Parameter(converter=_read_size, n_tokens=1, negative=(), metavar="SIZE")
 WORDS = Parameter(consume_multiple=True, negative=(), show_default=False)
 
