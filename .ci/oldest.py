@@ -8,6 +8,7 @@ from pathlib import Path
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 extras = project["optional-dependencies"]
 for requirement in [*project["dependencies"], *extras["onnx"], *extras["lsun"], *extras["test"]]:
-    if match := re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?>=(\d+)(?:\.(\d+))?", requirement):
-        name, major, minor = match.groups(default="0")
-        print(f"{name}=={major}.{minor}.*")
+    if match := re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)", requirement):
+        name, version = match.groups()
+        # 3 means 3.0.*, 3.1 means 3.1.*, and 3.1.2 itself.
+        print(f"{name}=={version}" + {0: ".0.*", 1: ".*"}.get(version.count("."), ""))
