@@ -1,6 +1,5 @@
 """Image files for tests: what to write, and what to read back."""
 
-import errno
 import io
 import os
 import struct
@@ -57,13 +56,3 @@ def python(script, *arguments):
 
 def real(path):
     return pytest.mark.skipif(not (REAL / path).is_dir(), reason=f"needs {path} in DCGAN_TEST_DATA")
-
-
-class OutOfMemory:
-    """A decoder that finds no memory. Here, since a child process imports it: other test modules import much more."""
-
-    def subset(self, indices):
-        return self
-
-    def __call__(self, indices):
-        raise OSError(errno.ENOMEM, f"no memory in {os.getpid()}")

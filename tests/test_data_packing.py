@@ -1,6 +1,5 @@
-"""Packed files: complete or absent, made once, by threads or processes."""
+"""Packed files: complete or absent, made once."""
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -8,21 +7,17 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from image_files import OutOfMemory, everything, folder_of, noise, python
+from image_files import everything, folder_of, noise, python
 from PIL import Image
 
 from dcgan import data
 from dcgan.data import _packing
 from dcgan.data._decoding import Decoder
-from dcgan.data._parallel import decode_in_processes
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -230,110 +225,11 @@ def test_a_live_build_keeps_its_temporary_file(tmp_path):
     data.load("folder", root=folder_of(tmp_path / "a", 2), cache_dir=tmp_path / "cache", progress=progress)
 
 
-@pytest.fixture
-def many(tmp_path, monkeypatch):
-    """A folder of forty images and a bad file, which is enough for processes."""
-    monkeypatch.setattr(_packing, "_MIN_IMAGES_FOR_PROCESSES", 10)
-    folder = tmp_path / "images"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for index in range(40):
-        Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).save(folder / f"{index:02d}.png")
-    (folder / "20.jpg").write_bytes(b"not an image")
-    return folder
-
-
-@pytest.fixture
-def children(tmp_path):
-    """A function that returns the decoding processes of this test, by its cache folder: others run in parallel."""
-    if not Path("/proc/self/environ").is_file():
-        pytest.skip("needs /proc")
-
-    def find():
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it may have ended
-                if (
-                    b"dcgan.data._parallel" in (folder / "cmdline").read_bytes()
-                    and os.fsencode(tmp_path) in (folder / "environ").read_bytes()
-                ):
-                    found.append(int(folder.name))
-        return found
-
-    return find
-
-
-def test_processes_decode_what_threads_do(many, tmp_path, children):
-    by_threads = data.load("folder", root=many, image_size=8, cache_dir=tmp_path / "a", workers=1, skip_bad=True)
-    by_processes = data.load("folder", root=many, image_size=8, cache_dir=tmp_path / "b", workers=2, skip_bad=True)
-    assert by_processes.path.read_bytes() == by_threads.path.read_bytes()
-    assert (
-        by_processes.skipped
-        == by_threads.skipped
-        == [(str(many / "20.jpg"), "is not in a supported format (JPEG, PNG, WEBP, BMP, TIFF)")]
+def test_any_number_of_threads_makes_the_same_file(spoiled, tmp_path):
+    root, _ = spoiled
+    one, four = (
+        data.load("folder", root=root, image_size=8, cache_dir=tmp_path / str(workers), workers=workers, skip_bad=True)
+        for workers in (1, 4)
     )
-    assert not children()
-
-
-def test_arrays_are_decoded_by_processes_too(tmp_path, monkeypatch):
-    by_threads = data.load("digits", image_size=16, cache_dir=tmp_path / "a", workers=1)
-    monkeypatch.setattr(_packing, "_MIN_IMAGES_FOR_PROCESSES", 10)
-    by_processes = data.load("digits", image_size=16, cache_dir=tmp_path / "b", workers=2)
-    assert by_processes.path.read_bytes() == by_threads.path.read_bytes()
-
-
-def test_faults_of_the_machine_in_a_process_are_raised_by_the_parent():
-    with decode_in_processes(OutOfMemory(), 1) as decode, pytest.raises(OSError, match="no memory in ") as caught:
-        decode([0])
-    assert caught.value.errno == errno.ENOMEM
-    assert str(os.getpid()) not in str(caught.value)
-
-
-def test_processes_that_cannot_start_are_replaced_by_threads(many, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
-    images = data.load("folder", root=many, image_size=8, workers=2, skip_bad=True)
-    assert len(images) == 40
-    assert "could not be started; falling back to a thread" in caplog.text
-
-
-def test_processes_use_the_pillow_settings_of_the_program(many, tmp_path, monkeypatch, children):
-    with monkeypatch.context() as changed:
-        changed.setattr(Image, "MAX_IMAGE_PIXELS", 60)
-        with pytest.raises(data.BadImages, match="has 12x9 pixels, more than Image.MAX_IMAGE_PIXELS = 60"):
-            data.load("folder", root=many, image_size=8, cache_dir=tmp_path, workers=2)
-    assert not children()
-
-
-def test_a_killed_process_is_replaced_by_a_thread(many, tmp_path, monkeypatch, caplog, children):
-    def kill(done, total):
-        for child in children():
-            os.kill(child, signal.SIGKILL)
-
-    monkeypatch.setattr(_packing, "_MAX_CHUNK_BYTES", 2 * 8 * 8 * 3)
-    options = {"root": many, "image_size": 8, "skip_bad": True}
-    killed = data.load("folder", cache_dir=tmp_path / "a", workers=2, progress=kill, **options)
-    by_threads = data.load("folder", root=many, image_size=8, cache_dir=tmp_path / "b", workers=1, skip_bad=True)
-    assert killed.path.read_bytes() == by_threads.path.read_bytes()
-    assert "a decoding process has ended (out of memory?); falling back to a thread" in caplog.text
-
-
-def test_a_script_needs_no_main_guard_and_leaves_no_process_when_killed(many, tmp_path, children):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import os, signal\n"
-        "from dcgan import data\nfrom dcgan.data import _packing\n"
-        "_packing._MIN_IMAGES_FOR_PROCESSES = 10\n"
-        f"images = data.load('folder', root={str(many)!r}, image_size=8, cache_dir={str(tmp_path / 'a')!r}, workers=2, "
-        "skip_bad=True)\n"
-        "print(len(images))\n"
-        "def die(done, total): os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"data.load('folder', root={str(many)!r}, image_size=6, cache_dir={str(tmp_path / 'b')!r}, workers=2, "
-        "skip_bad=True, progress=die)\n"
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGKILL, "40\n", "")
-    for _ in range(100):
-        if not children():
-            break
-        time.sleep(0.05)
-    assert not children()
+    assert one.path.read_bytes() == four.path.read_bytes()
+    assert one.skipped == four.skipped

@@ -23,13 +23,13 @@ ORDER = """
     _allocator _choices _compat _files _modules _precision _random
     latents losses augment images ema _cuda_graphs _optim _checks _monitor
     architectures _config checkpoint recipe
-    data._sources data._decoding data._images data._parallel data._packing data._batches data
+    data._sources data._decoding data._images data._packing data._batches data
     hub._card hub._client hub._pretrained hub
     layers models trainer
     convert._layouts convert export generate _build run
     bench._contender bench
     cli._terminal cli._options cli._bench cli._convert cli._generate cli._train cli __main__
-""".split()
+""".split()  # noqa: SIM905 - it reads as the layers that it is
 
 
 def imported_by(module, *, types_too=False):

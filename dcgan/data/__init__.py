@@ -50,8 +50,7 @@ def load(
         classes: For lsun, its categories, such as `["bedroom"]`, short for `"bedroom_train"`.
         cache: Keep a packed file. Otherwise images are decoded whenever they are asked for, to the same bytes.
         cache_dir: Where packed files are kept, by default `cache_folder()`.
-        workers: Decoding threads, by default one per core, each with a process of its own while a large packed file is
-            made; with 0 and no packed file, images are decoded in the calling thread.
+        workers: Decoding threads, by default one per core; 0 decodes a stream in the calling thread.
         skip_bad: Leave out unreadable images, and record them, instead of raising.
         progress: Called as `progress(done, total)`, from the calling thread, while a packed file is made.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dcgan.data._images import channels_first
-from dcgan.data._parallel import prefetch
+from dcgan.data._packing import prefetch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ import errno
 import io
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,10 +62,6 @@ class Decoder:
             except ValueError as error:
                 failures.append((self.source.label(index), str(error)))
         return images[: len(indices) - len(failures)], failures
-
-    def subset(self, indices: Indices) -> Decoder:
-        """Return a decoder for some of the images only, under the same indices, that pickles small."""
-        return replace(self, source=self.source.subset(indices))
 
     def _decode(self, item: Item) -> np.ndarray:
         from PIL import Image, UnidentifiedImageError

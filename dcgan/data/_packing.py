@@ -15,17 +15,18 @@ import math
 import os
 import shutil
 import warnings
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from dcgan._files import atomic_write
 from dcgan.data._images import BadImages, PackedImages
-from dcgan.data._parallel import decode_in_processes, prefetch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable, Iterator
+    from concurrent.futures import Executor, Future
     from pathlib import Path
 
     from dcgan.data._decoding import Decoded, Decoder
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
 _DISK_FULL_ERRNOS = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _VERSION = 1  # part of every key: raise it when the same source is decoded to other bytes
-_MIN_IMAGES_FOR_PROCESSES = 2048  # fewer are decoded by threads before processes have started
 _MAX_CHUNK_BYTES = 2**22  # decoded at a time: few transfers, yet little memory whatever the image size
 
 
@@ -50,7 +53,7 @@ def load_packed(
     Args:
         folder: Where packed files are kept.
         decoder: What to pack.
-        workers: Decoding threads, each with a process of its own for a large dataset.
+        workers: Decoding threads.
         progress: Called as `progress(done, total)` while the file is made.
         skip_bad: Leave out unreadable images, and record them.
 
@@ -147,15 +150,24 @@ def _write_packed(path: Path, decoder: Decoder, workers: int, progress: Progress
 
 
 def _decode_chunks(decoder: Decoder, chunks: list[range], workers: int) -> Generator[Decoded]:
-    """Yield each chunk decoded, in processes where there are enough images to be worth starting them."""
-    use_processes = workers > 1 and len(decoder.source.items) >= _MIN_IMAGES_FOR_PROCESSES
-    count = min(workers, len(chunks))
-    processes = decode_in_processes(decoder, count) if use_processes else contextlib.nullcontext(decoder)
-    with processes as decode, ThreadPoolExecutor(max(workers, 1)) as executor, warnings.catch_warnings():
+    with ThreadPoolExecutor(max(workers, 1)) as executor, warnings.catch_warnings():
         # Pillow's warnings about odd metadata do not affect the pixels. Filters belong to the whole process, so the
         # calling thread sets them, never a decoding thread.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield from prefetch(executor, decode, chunks, depth=2 * workers)
+        yield from prefetch(executor, decoder, chunks, depth=2 * workers)
+
+
+def prefetch(
+    executor: Executor, function: Callable[[Job], Result], jobs: Iterable[Job], depth: int
+) -> Iterator[Result]:
+    """Yield `function(job)` for each job, in order, while at most `depth` later ones are under way."""
+    pending: deque[Future[Result]] = deque()
+    for job in jobs:
+        pending.append(executor.submit(function, job))
+        if len(pending) > depth:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _metadata(decoder: Decoder, count: int, failures: list[tuple[str, str]]) -> dict[str, object]:

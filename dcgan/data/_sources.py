@@ -11,7 +11,7 @@ import hashlib
 import os
 import tarfile
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
 
@@ -20,7 +20,7 @@ import numpy as np
 from dcgan._choices import DatasetName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from types import ModuleType
 
@@ -85,12 +85,6 @@ class Source:
         item = self.items[index]
         return item if isinstance(item, str) else f"{self.name}[{index}]"
 
-    def subset(self, indices: Iterable[int]) -> Source:
-        """Return a source with some of the images only, under the same indices, that pickles without `read`."""
-        subset = replace(self, read=_no_items, remedy="")
-        subset.__dict__["items"] = {index: self.items[index] for index in indices}
-        return subset
-
     def fingerprint(self) -> str:
         """Hash every file's path, size and modification time, so that a changed dataset is packed again."""
         if not all((self.root / path).exists() for path in self.paths):
@@ -106,10 +100,6 @@ class Source:
                 else:
                     digest.update(os.fsencode(f"{file}\0{status.st_size} {status.st_mtime_ns}\0"))
         return digest.hexdigest()
-
-
-def _no_items(_: Path) -> Items:
-    return ()
 
 
 def open_source(name: str, root: Path, classes: Sequence[str] = ()) -> Source:
