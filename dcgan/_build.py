@@ -100,6 +100,8 @@ def build_trainer(
         discriminator,
         loss=recipe.loss,
         lr=recipe.lr,
+        g_lr=recipe.g_lr,
+        d_lr=recipe.d_lr,
         betas=(recipe.beta1, recipe.beta2),
         weight_decay=recipe.weight_decay,
         d_steps=recipe.d_steps,

@@ -53,7 +53,7 @@ _RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
     (("workers", "weight_decay", "gradient_penalty", "r1"), lambda value: value >= 0, "at least 0"),
     (("seed",), lambda value: 0 <= value < 2**63, "in [0, 2**63)"),
     (("beta1", "beta2", "label_smoothing", "ema_decay"), lambda value: 0 <= value < 1, "in [0, 1)"),
-    (("lr",), lambda value: value > 0, "above 0"),
+    (("lr", "g_lr", "d_lr"), lambda value: value > 0, "above 0"),
 ]
 
 
@@ -94,7 +94,9 @@ class Recipe:
         epochs: Number of passes over the data set, instead of steps; 25 if neither is given.
         batch_size: Number of images per batch; by default 128, or 64 for digits.
         loss: Loss of both networks.
-        lr: Adam's learning rate.
+        lr: Learning rate of Adam.
+        g_lr: Learning rate of the generator, if different.
+        d_lr: Learning rate of the discriminator, if different.
         beta1: Adam's first decay rate.
         beta2: Adam's second decay rate.
         weight_decay: Strength of the L2 regularisation, added to the gradients.
@@ -152,6 +154,8 @@ class Recipe:
     batch_size: int | None = None
     loss: LossName = "non-saturating"
     lr: float = 2e-4
+    g_lr: float | None = None
+    d_lr: float | None = None
     beta1: float = 0.5
     beta2: float = 0.999
     weight_decay: float = 0.0

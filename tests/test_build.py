@@ -38,6 +38,8 @@ RECIPE = Recipe(
     batch_size=4,
     loss="least-squares",
     lr=3e-4,
+    g_lr=1e-4,
+    d_lr=4e-4,
     beta1=0.1,
     beta2=0.2,
     weight_decay=0.3,
@@ -80,6 +82,8 @@ def test_the_trainer_gets_every_setting(monkeypatch):
     assert got == {
         "loss": "least-squares",
         "lr": 3e-4,
+        "g_lr": 1e-4,
+        "d_lr": 4e-4,
         "betas": (0.1, 0.2),
         "weight_decay": 0.3,
         "d_steps": 2,

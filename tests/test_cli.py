@@ -25,12 +25,13 @@ SMALL = shlex.split("--base-channels 4 --image-size 16 --samples 4 --device cpu"
 TINY = [*SMALL, "--batch-size", "8"]
 
 _FLAGS = """
---architecture --augment --base-channels --batch-size --beta1 --beta2 --bias --cache --cache-dir --channels --classes
---compile --config --convs-per-stage --d-base-channels --d-norm --d-steps --data --device --discriminator --dry-run
---ema-decay --epochs --flip --generator --gradient-penalty --image-size --keep --kernel-size --label-smoothing
---latent --latent-dim --log-every --loss --lr --max-channels --no-augment --no-bias --no-cache --no-flip --no-skip-bad
---norm --out --precision --print-recipe --r1 --resize --resume --root --sample-every --samples --save-every --schedule
---seed --skip-bad --stages --stem --steps --upsample --weight-decay --workers
+--architecture --augment --base-channels --batch-size --beta1 --beta2 --bias --cache --cache-dir --channels
+--classes --compile --config --convs-per-stage --d-base-channels --d-lr --d-norm --d-steps --data --device
+--discriminator --dry-run --ema-decay --epochs --flip --g-lr --generator --gradient-penalty --image-size --keep
+--kernel-size --label-smoothing --latent --latent-dim --log-every --loss --lr --max-channels --no-augment --no-bias
+--no-cache --no-flip --no-skip-bad --norm --out --precision --print-recipe --r1 --resize --resume --root
+--sample-every --samples --save-every --schedule --seed --skip-bad --stages --stem --steps --upsample --weight-decay
+--workers
 """
 FLAGS = set(_FLAGS.split())
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes of other systems differ")

@@ -65,7 +65,7 @@ def test_steps_and_states_are_the_same_bits(options):
             assert torch.equal(metrics[name], value)
 
 
-@pytest.mark.parametrize("steps", [1, 50, 500])
+@pytest.mark.parametrize("steps", [1, 50, pytest.param(500, marks=pytest.mark.slow)])
 def test_one_recorded_step_from_any_point_of_a_run_equals_one_eager_step(steps):
     captured = trainer_of(captured=True)
     stream = batches(20)
@@ -214,7 +214,7 @@ def test_there_is_a_limit_to_recordings(caplog):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_compiled_networks_give_the_same_step(precision, monkeypatch):
     import torch._dynamo
 

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import resource
 import signal
 import struct
 import sys
@@ -143,6 +142,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_broken_configurations_are_refused_and_cost_no_memory(name, files, tmp_path):
+    resource = pytest.importorskip("resource", reason="Unix only")
     config, weights = files
     change = CONFIGS[name]
     data = change if isinstance(change, bytes) else json.dumps(json.loads(config) | change).encode()
@@ -213,6 +213,8 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_old_network_or_the_new(tmp_pa
 
 
 def save_with_little_room(folder):
+    import resource
+
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
