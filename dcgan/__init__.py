@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from dcgan.models import Discriminator, Generator, from_pretrained, weights_init
     from dcgan.trainer import Trainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {
     "Discriminator": "dcgan.models",

@@ -1,6 +1,5 @@
 """The commands around checkpoints and timings, as a user types them."""
 
-
 import pytest
 import torch
 from references import Tutorial, copy_in_order
