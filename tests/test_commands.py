@@ -87,7 +87,8 @@ def test_files_are_not_folders_of_networks(folder, tmp_path, capsys):
 
 
 def test_timings_are_printed(capsys):
-    tiny = ("bench", "--image-size", 16, "--base-channels", 2, "--batch-size", 4, "--repeats", 1, "--device", "cpu")
+    tiny = ("bench", "--workload", "step", "--repeats", 1, "--device", "cpu")
+    tiny += ("--image-size", 16, "--base-channels", 2, "--batch-size", 4)
     assert "| training step |" in said(capsys, *tiny, "--workload", "step")
     assert "batch_size must be at least 2, got -3" in said(capsys, "bench", "--batch-size", -3, code=2)
 
