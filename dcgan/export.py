@@ -1,6 +1,8 @@
 """Export of networks to other runtimes."""
 
 import os
+import re
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -19,15 +21,10 @@ def export_onnx(network: Pretrained, path: str | os.PathLike[str]) -> Path:
     includes the weights and is written atomically.
 
     Raises:
-        ImportError: If onnx or onnxscript is not installed.
+        ImportError: If onnx or onnxscript is not installed, or onnxscript is older than 0.7.1.
         RuntimeError: If `torch.onnx.export` returns no program.
     """
-    try:
-        import onnx  # noqa: F401 - torch imports both, and says less when they are missing
-        import onnxscript  # noqa: F401 - likewise
-    except ImportError as error:
-        raise ImportError("exporting to ONNX needs onnx and onnxscript: pip install onnx onnxscript") from error
-
+    _expect_exporter()
     input_name, output_name = ("z", "image") if isinstance(network, Generator) else ("image", "logit")
     with eval_mode(network), torch.no_grad():
         program = torch.onnx.export(
@@ -48,10 +45,23 @@ def export_onnx(network: Pretrained, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def example_input(network: Pretrained) -> torch.Tensor:
-    """Return a batch of two zero inputs, `(2, Z)` or `(2, K, H, W)`, of the weights' device and type.
+def _expect_exporter() -> None:
+    remedy = "pip install onnx 'onnxscript>=0.7.1'"
+    try:
+        import onnx  # noqa: F401 - torch imports both, and says less when they are missing
+        import onnxscript  # noqa: F401 - likewise
+    except ImportError as error:
+        raise ImportError(f"exporting to ONNX needs onnx and onnxscript: {remedy}") from error
+    installed = version("onnxscript")
+    if [int(part) for part in re.findall(r"\d+", installed)[:3]] < [0, 7, 1]:
+        # Earlier ones mistake pixel_unshuffle, the discriminator's first layer, for another order of channels.
+        raise ImportError(f"onnxscript {installed} exports discriminators that give wrong results: {remedy}")
 
-    Two, since `torch.export` takes a batch size of one for a constant.
+
+def example_input(network: Pretrained) -> torch.Tensor:
+    """Return a batch of two zero inputs, `(2, Z)` or `(2, K, H, W)`, on the weights' device and of their type.
+
+    Two, since `torch.export` treats a batch size of one as a constant.
     """
     weight = next(network.parameters())
     if isinstance(network, Generator):

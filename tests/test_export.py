@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from dcgan import Discriminator, Generator
+from dcgan import Discriminator, Generator, export
 from dcgan.export import example_input, export_onnx
 
 VARIANTS = {
@@ -56,9 +56,17 @@ def test_saved_torch_export_program_matches(network_class, tmp_path):
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ImportError, match="needs onnx and onnxscript: pip install onnx onnxscript"):
+    with pytest.raises(ImportError, match="needs onnx and onnxscript: pip install onnx 'onnxscript>=0.7.1'"):
         export_onnx(Generator(image_size=16, base_channels=2), tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
+
+
+def test_an_onnxscript_that_exports_wrongly_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript", reason="needs onnxscript")
+    for old in ("0.5.6", "0.7.0.dev20260101"):
+        monkeypatch.setattr(export, "version", lambda _, old=old: old)
+        with pytest.raises(ImportError, match=f"onnxscript {old} exports discriminators that give wrong results"):
+            export_onnx(Discriminator(image_size=16, base_channels=2), tmp_path / "x.onnx")
 
 
 @pytest.mark.parametrize("network_class", [Generator, Discriminator])
