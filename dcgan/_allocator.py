@@ -1,4 +1,4 @@
-"""Setting of the C library's allocator; the command line applies it, importing the package does not."""
+"""Settings of the C library's allocator, which the command line applies."""
 
 import ctypes
 

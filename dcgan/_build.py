@@ -1,4 +1,4 @@
-"""From a recipe to the objects of a run."""
+"""Build the objects of a run from its recipe."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,19 +11,19 @@ from dcgan.models import Discriminator, Generator
 from dcgan.recipe import Recipe
 from dcgan.trainer import Trainer
 
-# The recipe's fields, and the arguments of the networks that they are.
+# Fields of the recipe, and the network arguments that they set.
 _SHARED = {
     name: name
     for name in ("image_size", "channels", "max_channels", "kernel_size", "stages", "convs_per_stage", "stem", "bias")
 }
 _GENERATOR = _SHARED | {name: name for name in ("base_channels", "latent_dim", "norm", "upsample", "latent")}
 _DISCRIMINATOR = _SHARED | {"d_base_channels": "base_channels", "d_norm": "norm"}
-# Those that a loaded discriminator shares with the generator; the rest of its shape is its own.
+# The fields that a loaded discriminator determines; its other arguments may differ from the generator's.
 _LOADED_DISCRIMINATOR = {name: _DISCRIMINATOR[name] for name in ("image_size", "channels", "d_base_channels", "d_norm")}
 
 
 def select_device(name: str) -> torch.device:
-    """Return the device of that name, or for "auto" the best one available.
+    """Return the device with this name; for "auto", the best one available.
 
     Raises:
         ValueError: If the device is not available.
@@ -38,14 +38,14 @@ def select_device(name: str) -> torch.device:
 
 
 def build_networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
-    """Build or load the networks on the CPU; return them with the resolved recipe, completed by what loaded ones fix.
+    """Build or load the networks on the CPU; return them with the resolved recipe, updated from loaded ones.
 
     Raises:
-        ValueError: If a loaded network is not what the recipe asks for, or as the networks themselves.
+        ValueError: If a loaded network contradicts the recipe, or an argument is invalid.
     """
     generator, discriminator = None, None
     if recipe.discriminator is None:
-        # Decided before a generator is loaded, whose width it does not follow.
+        # Resolved before a generator is loaded, since its width must not become the discriminator's.
         recipe = recipe.replace(d_base_channels=recipe.resolve().d_base_channels)
     if recipe.generator is not None:
         generator = Generator.from_pretrained(recipe.generator, device="cpu", dtype=torch.float32)
@@ -72,7 +72,7 @@ def open_images(recipe: Recipe, progress: Callable[[int, int], None] | None) -> 
     """Open the data set of a resolved recipe.
 
     Raises:
-        ValueError: If it is smaller than a batch, or as `data.load`.
+        ValueError: If it is smaller than a batch, or as for `data.load`.
     """
     images = data.load(
         recipe.data,
@@ -87,7 +87,7 @@ def open_images(recipe: Recipe, progress: Callable[[int, int], None] | None) -> 
         skip_bad=recipe.skip_bad,
         progress=progress,
     )
-    data.Batches(images, recipe.batch_size or 1)  # raises where the set is smaller than a batch
+    data.Batches(images, recipe.batch_size or 1)  # raises if the set is smaller than a batch
     return images
 
 
@@ -129,9 +129,9 @@ def _adopt_config(recipe: Recipe, network: Generator | Discriminator, name: str,
 
 @contextmanager
 def _seeded_on_cpu(seed: int) -> Iterator[None]:
-    """Make fresh weights a function of the seed alone, and leave the process's random state as it was.
+    """Make fresh weights depend on the seed alone, and leave the process's random state unchanged.
 
-    They are float32 numbers of the CPU's generator, whatever the default device and type around.
+    They are drawn in float32 on the CPU, whatever the default device and dtype.
     """
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)

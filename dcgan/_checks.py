@@ -1,4 +1,4 @@
-"""What a `Trainer` is given, checked before it trains."""
+"""Checks of the arguments and inputs of `Trainer`."""
 
 import logging
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ def expect_options(options: Mapping[str, Any]) -> None:
 
 
 def expect_choice(name: str, value: object, choices: Any) -> None:
-    """Check that a value is one of a `Literal`'s.
+    """Check that a value is one of the choices of a `Literal`.
 
     Raises:
         ValueError: If it is not.
@@ -58,20 +58,22 @@ def common_device(*networks: nn.Module) -> torch.device:
     """
     parameters = [parameter for network in networks for parameter in network.parameters()]
     if half := {parameter.dtype for parameter in parameters} & {torch.float16, torch.bfloat16}:
-        raise ValueError(f"the networks' weights must be float32, got {half.pop()}: half precision is for precision=")
+        raise ValueError(
+            f"the networks' weights must be float32, got {half.pop()}: for half precision, pass precision="
+        )
     devices = {parameter.device for parameter in parameters}
     if len(devices) != 1:
-        raise ValueError(f"the networks must lie on one device, got {sorted(map(str, devices))}")
+        raise ValueError(f"the networks must be on one device, got {sorted(map(str, devices))}")
     return devices.pop()
 
 
 def latents_and_range(
     generator: nn.Module, latent_dim: int | tuple[int, ...] | None, latent: Distribution | None
 ) -> tuple[tuple[int, ...], Distribution, tuple[float, float] | None]:
-    """Return the shape of a generator's latents, their distribution, and the range of its images where it is known.
+    """Return the shape of a generator's latents, their distribution, and the range of its images if known.
 
     Raises:
-        TypeError: If `latent_dim` is None and the generator's configuration does not tell it.
+        TypeError: If `latent_dim` is None and the generator's configuration does not give it.
         ValueError: If there is no such distribution.
     """
     config = getattr(generator, "config", None)
@@ -87,7 +89,7 @@ def latents_and_range(
 
 
 def trained_parameters(name: str, network: nn.Module, optimizer: Optimizer) -> list[nn.Parameter]:
-    """Return the parameters of a network that its optimiser updates; log if it leaves out some that are trainable.
+    """Return the parameters of a network that its optimiser updates; warn if trainable ones are missing.
 
     Raises:
         ValueError: If there are none.
@@ -102,7 +104,7 @@ def trained_parameters(name: str, network: nn.Module, optimizer: Optimizer) -> l
     left_out = sum(parameter.requires_grad and parameter not in held for parameter in network.parameters())
     if left_out:
         logger.warning(
-            "%d trainable parameters of the %s are not in its optimiser, and stay as they are", left_out, name
+            "%d trainable parameters of the %s are not in its optimiser and will not be trained", left_out, name
         )
     return trained
 
@@ -122,14 +124,14 @@ def expect_in_place(name: str, network: nn.Module, trained: list[nn.Parameter]) 
 
 
 def warn_about_discriminator(discriminator: nn.Module, loss: Loss, *, gradient_penalty: float) -> None:
-    """Log what does not go together."""
+    """Warn of a sigmoid at its end, and of BatchNorm with a gradient penalty."""
     if isinstance(_last_layer(discriminator), nn.Sigmoid):
         takes = "logits" if loss.score is probability else "unbounded outputs"
-        logger.warning("the discriminator ends in a sigmoid, and the loss takes %s: leave the sigmoid out", takes)
+        logger.warning("the discriminator ends in a sigmoid, but the loss takes %s: remove the sigmoid", takes)
     if gradient_penalty and any(isinstance(module, BATCH_NORMS) for module in discriminator.modules()):
         logger.warning(
-            "the gradient penalty is defined image by image, and BatchNorm in the discriminator mixes the images of a "
-            'batch: norm="layer" or norm="none" suits it'
+            "the gradient penalty is defined per image, but BatchNorm in the discriminator mixes the images of a "
+            'batch: use norm="layer" or norm="none"'
         )
 
 
@@ -137,13 +139,13 @@ def expect_images(real: object) -> Tensor:
     """Return a batch of images.
 
     Raises:
-        TypeError: If it is no tensor.
+        TypeError: If it is not a tensor.
         ValueError: If it has another shape or type.
     """
     if not isinstance(real, Tensor):
         hint = ""
         if isinstance(real, list | tuple) and real and isinstance(real[0], Tensor):
-            hint = ": of a loader's (images, labels), pass the images"
+            hint = ": pass only the images of a loader's (images, labels)"
         raise TypeError(f"real must be a tensor of images (N, K, H, W), got a {type(real).__name__}{hint}")
     if real.dim() != 4 or not (real.is_floating_point() or real.dtype == torch.uint8):
         raise ValueError(

@@ -1,8 +1,8 @@
 """The values that options may take by name, each list written once.
 
 The networks, the trainer, the recipe and the command line read them from here. This module imports nothing heavy, so
-that the command line can answer `--help` and mistakes at once; tests compare the lists with the dictionaries of the
-functions behind them.
+that the command line can answer `--help` and report mistakes at once; tests compare the lists with the dictionaries
+of the functions behind them.
 """
 
 from typing import Literal

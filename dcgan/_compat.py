@@ -13,9 +13,9 @@ def has_hooks(module: "nn.Module") -> bool:
 
 
 def release_from_capture(rng: "torch.Generator") -> None:
-    """Make a CUDA generator usable after a capture that failed: it would go on waiting for the capture's end.
+    """Make a CUDA generator usable after a failed capture: it would keep waiting for the capture to end.
 
-    `graphsafe_set_state` is not documented, and no documented call puts another state under the same generator.
+    `graphsafe_set_state` is not documented, and no documented call replaces a generator's state object.
     """
     import torch
 

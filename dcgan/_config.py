@@ -1,13 +1,13 @@
 """Arguments of the networks: their allowed values and the shapes that follow from them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
-def sides(config: dict[str, Any]) -> tuple[int, int]:
+def sides(config: Mapping[str, Any]) -> tuple[int, int]:
     """Return (height, width)."""
     size = config["image_size"]
     return (size, size) if isinstance(size, int) else (size[0], size[1])
@@ -36,14 +36,14 @@ def pyramid(config: dict[str, Any]) -> tuple[list[tuple[int, int]], list[int]]:
 
 
 def minimum_parameters(config: dict[str, Any]) -> int:
-    """Return how many parameters a network has at least, without building it: a bound for configurations from files."""
+    """Return a lower bound on a network's number of parameters without building it, to check files."""
     sizes, widths = pyramid(config)
     stem = config.get("latent_dim", 1) * widths[-1] * sizes[-1][0] * sizes[-1][1]
     return int(stem + sum(9 * before * after for before, after in pairwise(widths)))
 
 
 def validate_config(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return a constructor's arguments as JSON-able values, each checked against its annotation."""
+    """Return a constructor's arguments as JSON-serialisable values, each checked against its annotation."""
     hints = _annotations(cls)
     config = {name: arguments[name] for name in hints}
     for name, value in config.items():

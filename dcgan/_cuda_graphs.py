@@ -22,27 +22,26 @@ Step = Callable[..., dict[str, Tensor]]
 
 WARM_UP_CALLS = 3  # before the capture: libraries choose kernels and optimisers make their state in the first ones
 MAX_GRAPHS = 8  # each holds a step's memory
-_MAX_COUNTED = 100 * MAX_GRAPHS
 
 
 class Graph(Protocol):
-    """Kernels that can be launched again, on whatever their input tensors hold by then."""
+    """Kernels that can be launched again, on the current contents of their input tensors."""
 
     def replay(self) -> None:
         """Launch them."""
 
 
 class CudaGraphStep:
-    """`step(mode, *tensors)`, run kernel by kernel at first, then as one CUDA graph for each kind of call.
+    """`step(mode, *tensors)`, run eagerly at first, then as one CUDA graph for each key.
 
-    A kind of call is the mode, the `hyperparameters`, and the shapes and types of the tensors: together they have to
-    tell apart all calls that launch other kernels. What the step reads and writes besides has to stay where it is in
-    memory. A step that cannot be captured goes on kernel by kernel, which is logged once.
+    A key is the mode, the `hyperparameters`, and the shapes and types of the tensors: calls that launch different
+    kernels must have different keys. Everything else that the step reads or writes must stay at its address. A step
+    that cannot be captured keeps running eagerly, which is logged once.
 
     Args:
         step: Returns scalars by name.
         device: A CUDA device.
-        rng: The generator on it that the step draws from.
+        rng: The generator on this device that the step draws from.
     """
 
     def __init__(self, step: Step, device: torch.device, rng: torch.Generator):
@@ -72,8 +71,8 @@ class CudaGraphStep:
         if self._disabled:
             self._calls = {}
             return False
-        if len(self._calls) > _MAX_COUNTED:
-            self._calls = {}  # kinds that never come back, such as those of a changing learning rate
+        if len(self._calls) > 100 * MAX_GRAPHS:
+            self._calls = {}  # keys that never recur, such as those of a changing learning rate
         if not self._calls.get(key):
             self._warm_up_began = time.perf_counter()
         self._calls[key] = self._calls.get(key, 0) + 1
@@ -88,7 +87,7 @@ class CudaGraphStep:
             self._disable(str(error).strip().splitlines()[0])
             return False
         seconds = time.perf_counter() - self._warm_up_began
-        logger.info("captured the training step as a CUDA graph, %.1f s after the first one", seconds)
+        logger.info("captured the training step as a CUDA graph, %.1f s after its first call", seconds)
         return True
 
     def _disable(self, reason: str) -> None:
@@ -97,8 +96,8 @@ class CudaGraphStep:
 
     @contextmanager
     def warm_up(self, *, is_last: bool) -> Iterator[list[str]]:
-        """Run a call before the capture; what would stand in the way of one is in the list, after the last."""
-        # On the stream that is captured later, so that what autograd and the libraries tie to a stream is tied to it.
+        """Run a call before the capture; after the last one, the list holds what would prevent capturing."""
+        # On the stream that is captured later, so that what autograd and libraries bind to a stream is bound to it.
         stream, current = self._capture_stream(), torch.cuda.current_stream(self._device)
         watch: AbstractContextManager[list[str]] = find_synchronizations() if is_last else nullcontext([])
         stream.wait_stream(current)
@@ -110,17 +109,15 @@ class CudaGraphStep:
         """Capture what `body` launches, without executing it.
 
         Raises:
-            RuntimeError: If it does what cannot be captured.
+            RuntimeError: If it does something that cannot be captured.
         """
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._rng)
         try:
             with (
-                torch.cuda.stream(
-                    torch.cuda.current_stream(self._device)
-                ),  # which is then current again on failure too
+                torch.cuda.stream(torch.cuda.current_stream(self._device)),  # restores it on failure too
                 cudnn_benchmark(),
-                # Other threads may go on to pin and copy batches meanwhile.
+                # Other threads may pin and copy batches meanwhile.
                 torch.cuda.graph(graph, stream=self._capture_stream(), capture_error_mode="thread_local"),
             ):
                 body()
@@ -136,7 +133,7 @@ class CudaGraphStep:
 
 
 class _Replay:
-    """One graph, with tensors of its own for what goes in and what comes out."""
+    """A captured graph with its own input and output tensors."""
 
     def __init__(
         self,
@@ -164,7 +161,7 @@ class _Replay:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Tell whether `torch.compile` has what it needs for a device; log what it lacks, such as Triton."""
+    """Return whether `torch.compile` works for a device; log what is missing, such as Triton."""
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
     except Exception as error:  # noqa: BLE001 - what is missing decides what is raised
@@ -175,29 +172,26 @@ def can_compile(device: torch.device) -> bool:
 
 @contextmanager
 def find_synchronizations() -> Iterator[list[str]]:
-    """Collect the places that wait for the device, which no graph can.
-
-    They are better known before a capture than by its failure.
-    """
-    places: list[str] = []
+    """Collect the lines of code that wait for the device, which a graph cannot do, before a capture fails on them."""
+    waits: list[str] = []
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            yield places
+            yield waits
         finally:
             torch.cuda.set_sync_debug_mode(mode)
     for warning in caught:
         if "called a synchronizing CUDA operation" in str(warning.message):
-            places.append(f"{warning.filename}, line {warning.lineno}, waits for the device")
-        elif "Synchronization debug mode is a prototype" not in str(warning.message):  # which it says of itself
+            waits.append(f"{warning.filename}, line {warning.lineno}, waits for the device")
+        elif "Synchronization debug mode is a prototype" not in str(warning.message):  # about the mode itself
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 @contextmanager
 def cudnn_benchmark() -> Iterator[None]:
-    """Have cuDNN time its algorithms when it first meets a shape, which pays where shapes stay the same."""
+    """Let cuDNN time its algorithms on the first call with a shape, which pays off if shapes stay the same."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:

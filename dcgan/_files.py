@@ -11,7 +11,7 @@ from typing import BinaryIO
 def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a file for writing that becomes `path` when the block ends.
 
-    Until then `path` is what it was. A kill at any moment, or an error in the block, leaves the old file or the new
+    Until then `path` is unchanged. A kill at any moment, or an error in the block, leaves the old file or the new
     one, never part of one; with `durable`, which takes milliseconds, so does a power cut.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,4 +1,4 @@
-"""Modules of any kind: copies of them, and their modes."""
+"""Copies and modes of arbitrary modules."""
 
 import copy
 from collections import OrderedDict
@@ -12,14 +12,14 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def copy_module(module: Module, *, share: bool = False) -> Module:
-    """Return a copy with a structure of its own, its tensors copied or, with `share`, the very same.
+    """Return a copy of a module; with `share`, its tensors are shared instead of copied.
 
     Unlike `copy.deepcopy` it also takes modules that keep results of autograd as attributes, as the deprecated
-    `torch.nn.utils.weight_norm` and `spectral_norm` do; in the copy these are constants until they are computed anew.
-    Hooks are called by the copy too, and the objects that they are methods of are not copied. With `share` the copy is
-    for use, not for change: registering a hook on it may register it on `module` as well.
+    `torch.nn.utils.weight_norm` and `spectral_norm` do; in the copy these are constants until they are recomputed.
+    The copy calls the same hooks; objects that they are methods of are not copied. Do not modify a copy made with
+    `share`: registering a hook on it may register it on `module` as well.
     """
-    memo: dict[int, Any] = {}  # what deepcopy takes for copied already
+    memo: dict[int, Any] = {}  # what deepcopy regards as copied already
     for part in module.modules():
         if share:  # what can be shared without harm, since a deep copy of it takes as long as generating an image
             memo |= {id(value): value for value in vars(part).values() if isinstance(value, OrderedDict) and not value}
@@ -54,10 +54,10 @@ def _leaves(value: object) -> Iterator[object]:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode for a while, then every submodule back into its own mode."""
+    """Put a module into evaluation mode, and on exit every submodule back into its previous mode."""
     modes = [(part, part.training) for part in module.modules()]
     for part, _ in modes:
-        part.training = False  # as it is put back: some adapters override `train` to change weights
+        part.training = False  # not by eval(), which in some adapters changes the weights
     try:
         yield
     finally:

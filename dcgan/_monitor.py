@@ -1,4 +1,4 @@
-"""What a training step notes about its numbers, on the device, and what a look at these notes finds.
+"""Non-finite numbers and value ranges, recorded on the device by every step and checked now and then.
 
 A step never waits for the device: it leaves a few scalars there, which are read every hundred steps or so.
 """
@@ -11,19 +11,19 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# What may turn non-finite, in the order in which it is blamed: each explains the ones after it.
+# What may turn non-finite, in the order of blame: each explains the ones after it.
 _SOURCES = ("real images", "generator", "discriminator")
 _LARGEST_NORMALISED = 16.0  # standardised images reach about 3; images in 0 ... 255 are far beyond
 
 
 class StepMonitor:
-    """Notes the first step that was not finite, and the ranges of the real images and of the logits.
+    """Records the first step that was not finite, and the ranges of the real images and of the logits.
 
     Args:
         device: Where the steps are computed.
-        value_range: Of the generator's images; None if it is not known, and the real images may then have any.
-        expects_logits: Whether the loss takes logits for probabilities: a discriminator whose outputs all lie in
-            [0, 1] then ends in a sigmoid that should go.
+        value_range: Range of the generator's images; None if unknown, and real images may then have any.
+        expects_logits: Whether the loss applies a sigmoid: a discriminator whose outputs all lie in [0, 1] then
+            seems to end in one that should be removed.
     """
 
     def __init__(self, device: torch.device, value_range: tuple[float, float] | None, *, expects_logits: bool):
@@ -35,19 +35,19 @@ class StepMonitor:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was noted."""
+        """Discard all records."""
         self._first_nonfinite.fill_(-1)
         for value_range in (self._real_range, self._logit_range):
             value_range[0].fill_(math.inf)
             value_range[1].fill_(-math.inf)
 
     def tensors(self) -> list[Tensor]:
-        """Return all that is written to."""
+        """Return the tensors that hold the records."""
         return [self._first_nonfinite, self._real_range, self._logit_range]
 
     @torch.no_grad()
     def record(self, step: Tensor, real: Tensor, fake: Tensor, *, losses: list[Tensor]) -> None:
-        """Take note of a step, the scalar `step` on the device."""
+        """Record a step; its number `step` is a scalar on the device."""
         # The minimum and the maximum are finite only if all elements are, and take a quarter of the time of isfinite.
         real_range, fake_range = (torch.stack(images.aminmax()).float() for images in (real, fake))
         finite = torch.stack([values.isfinite().all() for values in (real_range, fake_range, torch.stack(losses))])
@@ -56,12 +56,12 @@ class StepMonitor:
 
     @torch.no_grad()
     def record_logits(self, logits: Tensor) -> None:
-        """Take note of a batch of the discriminator's outputs `(N,)`."""
+        """Record a batch of the discriminator's outputs `(N,)`."""
         if self._expects_logits:
             _widen(self._logit_range, torch.stack(logits.aminmax()).float())
 
     def expect_finite(self) -> None:
-        """Wait for the device and read the notes.
+        """Wait for the device and check the records.
 
         Raises:
             FloatingPointError: If a step was not finite, naming the first one, and the network or the real images.
@@ -72,22 +72,22 @@ class StepMonitor:
             raise FloatingPointError(f"step {min(steps)}: the {source} turned non-finite (NaN or infinity)")
 
     def warn_about_ranges(self) -> None:
-        """Wait for the device and log, once, what the ranges so far give away."""
+        """Wait for the device and warn, once, of ranges that look wrong."""
         low, high = self._real_range.tolist()
         if warning := range_mismatch(low, high, self._value_range):
             self._warn(warning)
         low, high = self._logit_range.tolist()
         if 0 <= low < high <= 1:
             self._warn(
-                f"the discriminator's outputs lie in [{low:.2f}, {high:.2f}]: the loss takes logits, so a sigmoid at "
-                "its end should go"
+                f"the discriminator's outputs lie in [{low:.2f}, {high:.2f}]: the loss takes logits, so remove any "
+                "sigmoid at its end"
             )
 
     def expect_range(self, real: Tensor) -> None:
         """Check images on the host before the first step trains on them.
 
         Raises:
-            ValueError: If they must be pixels in 0 ... 255; other ranges that do not fit are logged.
+            ValueError: If they seem to be pixels in 0 ... 255; other ranges that do not fit are logged.
         """
         if real.is_floating_point() and real.numel():
             low, high = (value.item() for value in real.aminmax())
@@ -104,7 +104,7 @@ class StepMonitor:
 
 
 def range_mismatch(low: float, high: float, value_range: tuple[float, float] | None) -> str | None:
-    """Say in what way images in [low, high] are not in the range of a generator's; None if they seem to be.
+    """Describe how images in [low, high] do not fit a generator's range; None if they seem to.
 
     Slightly outside is allowed: interpolation overshoots.
     """
@@ -119,7 +119,7 @@ def range_mismatch(low: float, high: float, value_range: tuple[float, float] | N
     else:
         return None
     return (
-        f"real images lie in [{low:.4g}, {high:.4g}], and the generator's in [{expected_low:g}, {expected_high:g}]: "
+        f"real images lie in [{low:.4g}, {high:.4g}], but the generator's in [{expected_low:g}, {expected_high:g}]: "
         f"{remedy}"
     )
 

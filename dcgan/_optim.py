@@ -1,4 +1,4 @@
-"""What a training step asks of optimisers, besides their updates."""
+"""Updates, settings and states of optimisers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ def backward_and_step(
 
 @contextmanager
 def freeze(network: nn.Module) -> Iterator[None]:
-    """Compute no gradients of a network's parameters for a while; afterwards each is as it was."""
+    """Compute no gradients of a network's parameters inside the block; on exit each is as it was."""
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad = False
@@ -52,10 +52,10 @@ def hyperparameters(optimizer: Optimizer) -> Iterator[tuple[str, str]]:
 
 
 def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load a state, apart from how updates are computed.
+    """Load a state, but keep how updates are computed.
 
     Raises:
-        ValueError: If the state is of other parameters.
+        ValueError: If the state is for other parameters.
     """
     flags = [{name: group[name] for name in _IMPLEMENTATION_FLAGS if name in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
@@ -65,9 +65,9 @@ def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def match_memory_format(optimizer: Optimizer) -> None:
-    """Give moments the memory format of their weights, and tensors that no other optimiser holds.
+    """Give moments the memory format of their weights, and copy all tensors, so that no other optimiser shares them.
 
-    Fused optimisers walk weights and moments side by side in memory, whatever the strides of either.
+    Fused optimisers process weights and moments in the order of memory, whatever their strides.
     """
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():

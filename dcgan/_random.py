@@ -1,4 +1,4 @@
-"""Torch's global random generators, for code that draws from them without being asked."""
+"""Torch's global random generators, for modules that draw from them, such as dropout."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def global_seed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the generators that modules on `device` draw from, such as those of dropout, and put them back afterwards.
+    """Seed the generators that modules on `device` draw from, and restore them on exit.
 
     On the CPU this takes about ten microseconds. Only the generators of the CPU and of CUDA devices are seeded.
     """

@@ -1,6 +1,6 @@
 """Differentiable augmentation for small data sets (Zhao et al., 2020, https://arxiv.org/abs/2006.10738).
 
-Real and generated images are augmented alike wherever the discriminator looks at them, and the generator learns
+Real and generated images are augmented alike wherever the discriminator sees them, and the generator learns
 through the augmentation, so that its images do not show it. Shapes: N batch, K channels, H height, W width; images
 in [-1, 1]; every image of a batch draws its own change from `rng`.
 """
@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from dcgan._choices import AugmentationName
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
-"""Images `(N, K, H, W)` and the generator of random numbers to images of the same shape, differentiably."""
+"""Differentiable function of images `(N, K, H, W)` and a random generator, returning images of the same shape."""
 
 
 def color(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -73,7 +73,7 @@ def get_augmentations(augmentations: Iterable[AugmentationName | Augmentation]) 
 
 
 def augment(images: Tensor, augmentations: Iterable[AugmentationName | Augmentation], rng: torch.Generator) -> Tensor:
-    """Apply augmentations to images `(N, K, H, W)`, in the order of `get_augmentations`; none leave them as they are.
+    """Apply augmentations to images `(N, K, H, W)`, in the order of `get_augmentations`.
 
     Raises:
         ValueError: As `get_augmentations`.

@@ -14,9 +14,9 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def ema_weight(step: Tensor, decay: float) -> Tensor:
-    """Return the weight of the network in its average at `step` (a scalar, counted from 0): at the end 1 - `decay`.
+    """Return the weight of the network in its average at `step` (a scalar, counted from 0): eventually 1 - `decay`.
 
-    A young average follows closely, with a weight of 9 / (10 + step), for the first weights say nothing.
+    A young average follows closely, with a weight of 9 / (10 + step), since the first weights are random.
     """
     return (9 / (10 + step)).clamp(min=1 - decay)
 
@@ -33,13 +33,13 @@ def update_average(average: nn.Module, network: nn.Module, weight: Tensor) -> No
 def estimate_batchnorm_statistics(network: nn.Module, batches: Iterable[Tensor], *, unbiased: bool = True) -> None:
     """Set the running statistics of every BatchNorm to the means of the batches' own means and variances.
 
-    Averaged weights never saw the statistics of the raw ones, so theirs are estimated before they are sampled or
-    published. On its way through the network a batch is normalised with its own statistics; dropout and all else are
-    as in evaluation.
+    The statistics of the raw weights do not fit averaged ones, which need their own before they are sampled or
+    published. Each batch is normalised with its own statistics; everything else, such as dropout, is in evaluation
+    mode.
 
     Args:
         network: Any module; it keeps its mode, and one without BatchNorm is left as it is.
-        batches: Its inputs, on its device, at least one batch.
+        batches: At least one batch of inputs, on the network's device.
         unbiased: Average the unbiased variances, as PyTorch's running statistics and `update_bn` do; the paper's
             authors freeze the mean of the biased ones (`infer_bnorm_stats` in their code).
 
@@ -68,7 +68,7 @@ def estimate_batchnorm_statistics(network: nn.Module, batches: Iterable[Tensor],
         for hook in hooks:
             hook.remove()
     if not count:
-        raise ValueError("batches must hold at least one batch to estimate statistics over")
+        raise ValueError("batches must hold at least one batch to estimate statistics from")
     for module, total in sums.items():
         mean, var = total / count
         estimated = {"running_mean": mean, "running_var": var, "num_batches_tracked": torch.tensor(count, device="cpu")}

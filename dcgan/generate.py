@@ -39,7 +39,7 @@ def write_images(
     Args:
         generator: Generator to sample.
         out: A folder, for `000000.png` and so on; or the name of an archive: a `.zip` of the same files, or a `.npz`
-            that holds them as `arr_0`, uint8 `(n, H, W, K)`, the form in which evaluation suites take samples.
+            that holds them as `arr_0`, uint8 `(n, H, W, K)`, the format that evaluation suites read.
             Existing files are replaced; `existing_files` lists them. An archive is written atomically; a kill may
             leave unfinished files in a folder.
         n: Number of images.

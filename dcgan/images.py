@@ -1,4 +1,4 @@
-"""Tensors to pictures.
+"""Conversion of tensors to pictures.
 
 Shapes: N batch, K channels (1 grey, 3 colour, 4 colour and alpha), H height, W width.
 """

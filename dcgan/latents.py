@@ -9,9 +9,7 @@ from torch import Tensor
 
 from dcgan._choices import Distribution
 
-_BLOCK_SIZE = (
-    256  # latents are drawn in whole blocks, so that latent i of a seed is the same however many are asked for
-)
+_BLOCK_SIZE = 256  # latents are drawn in whole blocks, so that latent i of a seed does not depend on their number
 
 
 def derive_seed(*words: int) -> int:

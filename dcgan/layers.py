@@ -22,7 +22,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class LatentProjection(nn.ConvTranspose2d):
-    """Transposed convolution of 1×1 maps `(N, Z, 1, 1)` to `(N, M, h, w)`, as the one matrix product it is."""
+    """Transposed convolution of 1×1 maps `(N, Z, 1, 1)` to `(N, M, h, w)`, as one matrix product."""
 
     def forward(self, pixel: Tensor) -> Tensor:  # type: ignore[override]
         """Return the map."""
@@ -47,8 +47,8 @@ class FullMapConv2d(nn.Conv2d):
 class SpaceToDepthConv2d(nn.Conv2d):
     """4×4 convolution of stride 2 and padding 1 of an image `(N, K, 2h, 2w)` to `(N, C, h, w)`.
 
-    Every 2×2 pixels become one of 4K channels, on which it is a 2×2 convolution of stride 1: the gradient of an image,
-    which the generator learns from, then does not run over a handful of channels.
+    Every 2×2 pixels become one of 4K channels, and the convolution is a 2×2 one of stride 1: the gradient of the image,
+    which the generator learns from, is slow to compute over a handful of channels.
     """
 
     def __init__(self, c_in: int, c_out: int, *, bias: bool):
@@ -104,14 +104,14 @@ def fuse_batchnorm(network: Network) -> Network:
 
 
 def _is_plain(module: Any, types: tuple[type, ...]) -> bool:
-    # A patched layer has a `forward` of its own, and torch's older weight and spectral norm a `weight`.
+    # A patched layer has `forward` among its attributes; with torch's older weight or spectral norm, `weight`.
     return type(module) in types and vars(module).keys().isdisjoint({"forward", "weight"})
 
 
 def _fuse(layer: Any, norm: Any) -> None:
     statistics = [norm.running_mean, norm.running_var, norm.weight, norm.bias]
     if isinstance(layer, nn.Linear):
-        # A norm per channel after a linear layer serves all the positions of its channel.
+        # After a linear layer, a norm per channel covers all positions of its channel.
         repeats = layer.out_features // norm.num_features
         mean, variance, gain, shift = (value.repeat_interleave(repeats) for value in statistics)
         fused = fuse_linear_bn_weights(layer.weight, layer.bias, mean, variance, norm.eps, gain, shift)

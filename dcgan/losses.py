@@ -17,7 +17,7 @@ from dcgan._choices import LossName
 
 
 def probability(logits: Tensor) -> Tensor:
-    """Return the D(x) in [0, 1] that the logits stand for."""
+    """Return D(x) in [0, 1], the sigmoid of the logits."""
     return _full(logits).sigmoid()
 
 
@@ -29,10 +29,10 @@ class Loss(NamedTuple):
     """A pair of losses, both to be minimised; `Trainer(loss=Loss(...))` takes your own.
 
     Attributes:
-        discriminator: Scalar of the logits `(N,)` of real and of generated images. With a keyword `real_target` it can
-            be smoothed.
+        discriminator: Scalar of the logits `(N,)` of real and of generated images. Labels can be
+            smoothed if it takes a keyword `real_target`.
         generator: Scalar of the logits `(N,)` of generated images.
-        score: Logits to the figure that is logged: `probability` where the loss has one, else the logits themselves.
+        score: Function from logits to the logged D(x): `probability` if the loss has one, else the logits themselves.
     """
 
     discriminator: Callable[..., Tensor]
@@ -56,7 +56,7 @@ def non_saturating_generator(fake: Tensor) -> Tensor:
 
 
 def minimax_generator(fake: Tensor) -> Tensor:
-    """log(1 - D(G(z))) (Goodfellow et al., 2014, Equation 1): no gradient where D is sure of itself."""
+    """log(1 - D(G(z))) (Goodfellow et al., 2014, Equation 1): no gradient where D is certain."""
     return -softplus(_full(fake)).mean()
 
 
@@ -76,7 +76,7 @@ def least_squares_generator(fake: Tensor) -> Tensor:
 
 
 def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """D(G(z)) - D(x) (Arjovsky et al., 2017, Equation 3); wants a penalty beside it."""
+    """D(G(z)) - D(x) (Arjovsky et al., 2017, Equation 3); needs a penalty."""
     return _full(fake).mean() - _full(real).mean()
 
 
@@ -118,7 +118,7 @@ def get_loss(loss: LossName | Loss, *, label_smoothing: float = 0.0) -> Loss:
 
 Penalty = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor, torch.Generator], Tensor]
 """Scalar that is added to the discriminator's loss: a function of the discriminator (images to logits `(N,)`), of real
-and generated images `(N, K, H, W)`, and of the generator that its random numbers come from."""
+and generated images `(N, K, H, W)`, and of a random generator."""
 
 
 def gradient_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, epsilon: Tensor) -> Tensor:
@@ -152,12 +152,12 @@ def _r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor, _: Tens
 
 
 PENALTIES: dict[str, Penalty] = {"gradient_penalty": _gradient_penalty, "r1": _r1_penalty}
-"""Every penalty by the name of the argument of `Trainer` that is its weight."""
+"""Every penalty, by the argument of `Trainer` that sets its weight."""
 
 
 def _input_gradient(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     images = images.requires_grad_()
-    # The sum's gradient is each image's own, as long as the images do not meet in a BatchNorm.
+    # The sum's gradient is each image's own, as long as no BatchNorm mixes the images.
     gradient: Tensor
     (gradient,) = torch.autograd.grad(_full(discriminator(images)).sum(), images, create_graph=True)
     return gradient.flatten(1)

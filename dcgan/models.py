@@ -16,6 +16,7 @@ from dcgan._choices import ArchitectureName, ConvsPerStage, Distribution, Kernel
 from dcgan._config import minimum_parameters, pyramid, sides, validate_config
 from dcgan._modules import copy_module
 from dcgan.architectures import ARCHITECTURES
+from dcgan.ema import BATCH_NORMS
 from dcgan.hub._pretrained import Pretrained
 from dcgan.latents import seeded_latents
 from dcgan.layers import (
@@ -27,7 +28,6 @@ from dcgan.layers import (
 )
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 _MIN_IMAGES_TO_FUSE = 32  # a fused copy takes about as long to make as ten images to compute
@@ -36,7 +36,7 @@ _MIN_IMAGES_TO_FUSE = 32  # a fused copy takes about as long to make as ten imag
 class _Network(Pretrained):
     @classmethod
     def from_architecture(cls, name: ArchitectureName, **overrides: Any) -> Self:
-        """Build a published network, any of its arguments overridden.
+        """Build a published network; `overrides` replace its arguments.
 
         Raises:
             ValueError: If `name` is not a key of `ARCHITECTURES`, or an argument is out of range.
@@ -77,8 +77,8 @@ class Generator(_Network):
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument is out of range, or `stem_norm="unit"` meets another stem than "linear" or
-            another norm than "batch".
+        ValueError: If an argument is out of range, or `stem_norm="unit"` is combined with another stem than
+            "linear" or another norm than "batch".
     """
 
     def __init__(
@@ -185,8 +185,8 @@ class Generator(_Network):
     ) -> Tensor:
         """Generate images in evaluation mode, without gradients.
 
-        A copy of the network computes them, so that neither its modes nor anything else of it changes, not even for a
-        moment: it may be trained, or sampled by other threads, meanwhile.
+        A copy of the network computes them, so the network itself never changes, not even its mode: it may be trained,
+        or sampled by other threads, meanwhile.
 
         Image i of a seed is the same whatever `n`, `start` and `batch_size`, up to rounding in the last digits.
 
@@ -226,7 +226,7 @@ class Generator(_Network):
     ) -> Iterator[Tensor]:
         """Return an iterator over the same images as `sample`, in batches, for more than fit in memory.
 
-        The weights are those of the moment of the call.
+        The weights are those at the time of the call.
         """
         return self._sample(n, z, seed, start, batch_size, dtype, share=False)
 
@@ -279,7 +279,7 @@ class Generator(_Network):
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
         base = int(torch.randint(2**31, (), device="cpu")) if seed is None else seed
-        seeded_latents(0, latent_dim, seed=base, start=start)  # raises where they are negative
+        seeded_latents(0, latent_dim, seed=base, start=start)  # raises if they are negative
         return n, lambda first, last: seeded_latents(
             last - first, latent_dim, seed=base, start=start + first, distribution=distribution
         )
@@ -393,7 +393,7 @@ def weights_init(module: nn.Module, *, generator: torch.Generator | None = None)
     """
     if isinstance(module, (*_CONVOLUTIONS, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02, generator=generator)
-    elif isinstance(module, (*_BATCH_NORMS, *_INSTANCE_NORMS, nn.GroupNorm)) and module.affine:
+    elif isinstance(module, (*BATCH_NORMS, *_INSTANCE_NORMS, nn.GroupNorm)) and module.affine:
         nn.init.normal_(module.weight, 1.0, 0.02, generator=generator)
     else:
         return

@@ -1,6 +1,6 @@
 """A training run as plain data: what `dcgan train` takes, from the command line or from a YAML file.
 
-This module does not import torch, so that the command line can answer at once.
+This module does not import torch, so that the command line answers at once.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from dcgan.architectures import ARCHITECTURES
 _DEFAULTS = {"image_size": 64, "channels": 3, "base_channels": 64, "d_base_channels": 64, "batch_size": 128}
 _GREY_32 = {"image_size": 32, "channels": 1}
 _COLOUR_32 = {"image_size": 32, "channels": 3}
-# Where a data set has defaults of its own. The digits are few and small: two minutes on two cores.
+# Defaults of single data sets. The digits are few and small: two minutes on two cores.
 _DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {**_GREY_32, "d_base_channels": 32, "batch_size": 64, "steps": 1000, "augment": ("translation",)},
     "mnist": _GREY_32,
@@ -221,7 +221,7 @@ class Recipe:
         """Read what `to_yaml` wrote, in this version or 0.1.
 
         Raises:
-            ValueError: If the text is not that of a recipe.
+            ValueError: If the text is not a recipe.
         """
         import yaml
 
@@ -241,7 +241,7 @@ class Recipe:
 
 
 def upgrade_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a recipe by their names of today: 0.1 had `g_channels` and `d_channels`.
+    """Return the fields of a recipe under their current names: 0.1 had `g_channels` and `d_channels`.
 
     In 0.1 the discriminator did not follow the generator's width, so its own default is written out.
     """

@@ -30,13 +30,12 @@ from dcgan.models import Discriminator, Generator, from_pretrained
 from dcgan.recipe import Recipe
 from dcgan.trainer import Trainer
 
-# What a resumed run may change: nothing that decides a number it computes, except for the device and compilation,
-# which have rounding and random numbers of their own.
+# What a resumed run may change: nothing that affects its numbers, except for the device and compilation, which round
+# and draw random numbers differently.
 RESUMABLE = {
     *("steps", "epochs", "log_every", "sample_every", "save_every", "keep"),
     *("root", "cache", "cache_dir", "workers", "device", "compile"),
 }
-_GIF_FRAMES = 100
 
 
 class Run:
@@ -70,7 +69,7 @@ class Run:
     def start(
         cls, recipe: Recipe, folder: Path | None = None, *, progress: Callable[[int, int], None] | None = None
     ) -> Self:
-        """Create a run from a recipe, in a folder of its own.
+        """Create a run from a recipe, in its own folder.
 
         Args:
             recipe: What to compute.
@@ -108,7 +107,7 @@ class Run:
 
         Args:
             folder: The folder of a run.
-            recipe: The run's recipe, in which the fields of `RESUMABLE` may be changed; by default as it was.
+            recipe: The run's recipe, in which the fields of `RESUMABLE` may be changed; by default unchanged.
             progress: As in `start`.
 
         Raises:
@@ -134,7 +133,7 @@ class Run:
         return run
 
     def _restore(self) -> None:
-        # Read under the lock, so that it is the last state of whoever held it before.
+        # Read under the lock, so that it is the last state of the previous holder.
         state = checkpoint.load(checkpoint.list_states(self.folder / "state")[-1])
         if len(self.images) != state["images"]:
             raise ValueError(
@@ -176,7 +175,7 @@ class Run:
                     self._sums[name] = self._sums.get(name, 0) + value
                     self._counts[name] = self._counts.get(name, 0) + 1
                 if step % recipe.log_every == 0 or last:
-                    self.trainer.check()  # which waits for the device, so that its work is in the time
+                    self.trainer.check()  # waits for the device, so that its work is timed
                     record = self._log((step - done) * self.batch_size / (time.perf_counter() - began))
                     began, done = time.perf_counter(), step
                 sample_now, save_now = step % recipe.sample_every == 0 or last, step % recipe.save_every == 0 or last
@@ -216,7 +215,7 @@ class Run:
         path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=self.recipe.keep)
         self._write("README.md", self._card())
         if frames := self._frames():
-            stride = -(-len(frames) // _GIF_FRAMES)
+            stride = -(-len(frames) // 100)  # at most 100 frames
             images.save_gif(self.folder / "samples.gif", frames[::-1][::stride][::-1])
         return path
 

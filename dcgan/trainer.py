@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 G = TypeVar("G", bound=nn.Module)
 D = TypeVar("D", bound=nn.Module)
 
-_MIN_STEPS_TO_COMPILE = 20_000  # about as long as it takes to earn back what compiling costs
+_MIN_STEPS_TO_COMPILE = 20_000  # from about here compiling pays off
 _CHECK_EVERY = 100  # steps
-_STEPS_TO_SUSPECT = 10  # what ranges give away, they give away by then
-# What training draws is kept apart from the latents that samples of the same seed show.
+_RANGE_CHECK_STEP = 10  # on a CPU; wrong ranges show by then
+# Streams of random numbers, other than that of the latents that are sampled from the same seed.
 _TRAINER_STREAM, _NETWORK_STREAM = 1, 2
 
 
@@ -47,20 +47,20 @@ class Trainer(Generic[G, D]):
 
     The networks are any two modules, on one device: latents to images, and images to one logit each (not
     probabilities). They are trained in place. A network that is in evaluation mode as a whole is put into training
-    mode; single submodules in evaluation mode, such as a frozen BatchNorm, stay in it. What is trained stays the same
-    for a trainer's life: for other networks or optimisers, build another.
+    mode; single submodules in evaluation mode, such as a frozen BatchNorm, stay in it. Networks and optimisers
+    cannot be replaced: for others, build another trainer.
 
     Args:
         generator: Maps latents to images.
         discriminator: Maps images to logits of any shape, one per image.
         loss: A key of `LOSSES`, or a `Loss`.
         lr: Learning rate of both Adams.
-        g_lr: Learning rate of the generator's Adam, if it is to be another.
-        d_lr: Learning rate of the discriminator's Adam, likewise.
+        g_lr: Learning rate of the generator's Adam, if different.
+        d_lr: Learning rate of the discriminator's Adam, if different.
         betas: Decay rates of both Adams.
         weight_decay: L2 added to the gradients of all parameters, as in the authors' code.
         g_optimizer: Optimiser of the generator's parameters, instead of Adam, whose settings are then ignored. With
-            "fp16" on a GPU it should be a fused one: the scaler waits for the device before any other.
+            "fp16" on a GPU it should be a fused one: with any other, the scaler waits for the device.
         d_optimizer: Optimiser of the discriminator's parameters, likewise.
         max_grad_norm: Clip the gradients of each network to this norm.
         d_steps: Updates of the discriminator for each of the generator.
@@ -69,18 +69,18 @@ class Trainer(Generic[G, D]):
         label_smoothing: How far below 1 the discriminator's target for real images lies.
         gradient_penalty: Weight of the gradient penalty; 10 is usual with the Wasserstein loss.
         r1: Weight γ of the R1 penalty.
-        penalties: Functions whose results are added to the discriminator's loss besides.
+        penalties: Further functions whose results are added to the discriminator's loss.
         augmentations: Names of differentiable augmentations, keys of `AUGMENTATIONS`, or functions like those.
         ema_decay: Decay of the generator's moving average, `ema`, reached gradually; None keeps no average.
         precision: "bf16" and "fp16" compute under autocast; weights, losses and averages stay as they are.
         latent_dim: Length of a latent, or its shape without N, for a generator without `config["latent_dim"]`.
-        latent: Distribution of the latents, for a generator without `config["latent"]`; otherwise N(0, 1).
-        memory_format: Of both networks and their images, such as `torch.channels_last`. By default our own networks
-            are channels-last on CPUs and CUDA devices, where that is faster, and all others keep their layout.
-        compile: How steps are made faster on a CUDA device, with the same results up to rounding. "off": not at all;
-            "graph": after three steps as usual, the whole step is one CUDA graph; "full": the networks are compiled
-            besides, which takes a minute; "auto": "graph", and "full" in a `fit` of 20,000 steps or more. A graph
-            repeats what was captured: with a loop that changes the networks themselves between steps, take "off".
+        latent: Distribution of the latents; by default `config["latent"]`, or N(0, 1) without one.
+        memory_format: Format of both networks and their images, such as `torch.channels_last`. By default our own
+            networks are channels-last on CPUs and CUDA devices, where that is faster, and all others keep their layout.
+        compile: How to speed up steps on a CUDA device, with the same results up to rounding. "off": not at all;
+            "graph": after three eager steps, the whole step is one CUDA graph; "full": the networks are also compiled,
+            which takes a minute; "auto": "graph", or "full" in a `fit` of 20,000 steps or more. A graph repeats what
+            was captured: if your loop modifies the networks themselves between steps, use "off".
         seed: Seed of all randomness in `step`.
 
     Attributes:
@@ -91,14 +91,14 @@ class Trainer(Generic[G, D]):
         g_optimizer: The generator's optimiser.
         d_optimizer: The discriminator's optimiser.
         loss: The loss.
-        device: Where the networks are.
+        device: Device of the networks.
         seed: The seed.
-        steps: How many steps are done.
+        steps: Number of steps done.
 
     Raises:
         TypeError: If `latent_dim` is needed.
-        ValueError: If an argument is out of range, the networks lie on different devices, their weights are of half
-            precision, or an optimiser is of other parameters.
+        ValueError: If an argument is out of range, the networks are on different devices, their weights are of half
+            precision, or an optimiser holds no parameter of its network.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Trainer(Generic[G, D]):
         self.g_scaler, self.d_scaler = (grad_scaler(self.device, precision) for _ in range(2))
 
         self._rng = torch.Generator(self.device)
-        # On the device, where a replayed CUDA graph finds it.
+        # On the device, where a replayed CUDA graph reads it.
         self._step_count = torch.zeros((), dtype=torch.int64, device=self.device)
         self._monitor = StepMonitor(self.device, value_range, expects_logits=self._loss.score is probability)
         self._generate: Callable[[Tensor], Tensor] = generator
@@ -232,11 +232,11 @@ class Trainer(Generic[G, D]):
         return {name: value.detach() for name, value in metrics.items()}
 
     def fit(self, batches: Iterable[Tensor], steps: int) -> None:
-        """Train until `steps` are done in total, counted from the first one; `iterate` lets you look on.
+        """Train until `steps` are done in total, counted from the first one; `iterate` also yields the metrics.
 
         Args:
-            batches: What `step` takes: a loader, which is gone through as often as it takes, or an endless iterator.
-                After a resumption it has to go on where the unbroken run would have.
+            batches: Batches for `step`: a loader, which is repeated as needed, or an endless iterator. After resuming,
+                it has to continue where the uninterrupted run would have.
             steps: Number of steps in total.
 
         Raises:
@@ -262,15 +262,15 @@ class Trainer(Generic[G, D]):
             if self.steps >= steps:
                 return
         raise RuntimeError(
-            f"batches ended at step {self.steps} of {steps}: pass a loader, which can be gone through again, or an "
+            f"batches ended at step {self.steps} of {steps}: pass a loader, which can be iterated again, or an "
             "endless iterator"
         )
 
     def check(self) -> None:
-        """Look whether training is still finite, and whether images and logits are what they should be.
+        """Check that training is still finite, and that images and logits have the expected ranges.
 
-        Every step takes note, on the device, of a loss or an image that is not finite, and of ranges; this reads the
-        notes, and the weights, and waits for the device. Ranges that do not fit are logged, once.
+        Every step records ranges and non-finite losses and images on the device; this waits for the device and checks
+        the records and the weights. Ranges that do not fit are logged once.
 
         Raises:
             FloatingPointError: If not finite, naming the first step and the network, or the real images, that went
@@ -290,17 +290,17 @@ class Trainer(Generic[G, D]):
         return {"steps": self.steps, "seed": self.seed, **parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken, by a trainer with the same arguments.
+        """Continue exactly where `state_dict` was called, on a trainer with the same arguments.
 
-        The optimisers' settings are the state's, learning rates among them; it is logged where they were others.
+        The optimisers' settings, such as learning rates, are taken from the state; differences are logged.
 
         Raises:
             ValueError: If the state has other parts than this trainer, or one of them does not fit; the trainer is
-                then what it was.
+                then unchanged.
         """
         parts, before = self._stateful(), copy.deepcopy(self.state_dict())
-        if odd := sorted(state.keys() ^ (parts.keys() | {"steps", "seed"})):
-            raise ValueError(f"the state is not of a trainer like this one: {', '.join(odd)} on one side only")
+        if unmatched := sorted(state.keys() ^ (parts.keys() | {"steps", "seed"})):
+            raise ValueError(f"the state does not match this trainer: only one of them has {', '.join(unmatched)}")
         hyperparameters = self._hyperparameters()
         if self._cuda_graphs is not None:
             self._cuda_graphs.reset()
@@ -344,11 +344,11 @@ class Trainer(Generic[G, D]):
 
     @property
     def loss(self) -> Loss:
-        """The loss, smoothed if that was asked for."""
+        """The loss, with label smoothing applied."""
         return self._loss
 
     def _turns(self) -> tuple[bool, bool]:
-        """Say whether this step trains the discriminator and whether it trains the generator."""
+        """Return whether this step trains the discriminator, and whether it trains the generator."""
         if self._schedule == "alternate":
             train_g = self.steps % (self._d_steps + 1) == 0
             return not train_g, train_g
@@ -381,7 +381,7 @@ class Trainer(Generic[G, D]):
         _checks.expect_in_place("discriminator", self._discriminator, self._d_trained)
         if self.steps == 0 and real.device.type == "cpu":  # elsewhere, reading would wait for the device
             self._monitor.expect_range(real)
-        elif self.steps == _STEPS_TO_SUSPECT and self.device.type == "cpu":
+        elif self.steps == _RANGE_CHECK_STEP and self.device.type == "cpu":
             self._monitor.warn_about_ranges()
         self._step_count.fill_(self.steps)
         return real.to(self.device, non_blocking=True).contiguous(memory_format=self._image_format)
@@ -416,7 +416,7 @@ class Trainer(Generic[G, D]):
             return
         if not can_compile(self.device):
             return
-        # As functions beside the networks, which stay what they are to everyone else.
+        # As separate functions: the networks themselves stay uncompiled.
         self._generate = torch.compile(self._generator, dynamic=False)
         self._discriminate = torch.compile(self._discriminator, dynamic=False)
         self._cuda_graphs.reset()

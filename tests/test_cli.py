@@ -220,7 +220,7 @@ MISTAKES = {
     "generate . -n 0": 'Invalid value "0" for -n. Must be >= 1.',
     "generate . -n x": "Invalid value for -n: expected a whole number, got 'x'",
     "generate . --seed -1": 'Invalid value "-1" for --seed. Must be >= 0.',
-    "generate .": ". holds no Generator: config.json is missing",
+    "generate .": ". has no Generator: config.json is missing",
     "bench --image-size 50": "image_size must be a multiple of 16",
 }
 

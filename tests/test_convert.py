@@ -146,20 +146,20 @@ def test_image_size_of_a_linear_stem_can_be_given(tmp_path):
     converted = convert([path], image_size=(32, 128))
     assert converted.generator.sample(1, seed=0).shape == (1, 3, 32, 128)
     assert convert([path], image_size=64).generator.config["image_size"] == 64
-    with pytest.raises(ValueError, match="its weights lead to image_size 64x64, got 32"):
+    with pytest.raises(ValueError, match="its weights imply image_size 64x64, got 32"):
         convert([path], image_size=32)
 
     g.fc = nn.Linear(6, 32 * 3 * 5)
     path = save_state(g, tmp_path / "g.pth")
     with pytest.raises(
-        ValueError, match=r"480 units of width 32 make no square feature map: pass image_size as \(height, width"
+        ValueError, match=r"480 units of width 32 do not make a square feature map: pass image_size as \(height, width"
     ):
         convert([path])
     assert convert([path], image_size=(48, 80)).generator.config["image_size"] == [48, 80]
 
     g, _ = original_pair("tutorial")
     with pytest.raises(
-        ValueError, match="g.pth: a Generator of layout tutorial, but its weights lead to image_size 64x64"
+        ValueError, match="g.pth: a Generator of layout tutorial, but its weights imply image_size 64x64"
     ):
         convert([save_state(g, tmp_path / "g.pth")], image_size=128)
 

@@ -116,7 +116,7 @@ def test_a_file_is_no_folder_for_images(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("model.safetensors", b"half", "is not a whole safetensors file"),
+        ("model.safetensors", b"half", "is not a complete safetensors file"),
         ("model.safetensors", None, "model.safetensors is missing"),
         ("config.json", None, "config.json is missing"),
         ("config.json", b"{", "is not JSON"),

@@ -75,8 +75,8 @@ def test_a_saved_network_in_channels_last_is_the_same_network(saved, tmp_path):
             r"misshapen blocks.4x12.conv.weight \(6, 4, 4, 12\) instead of \(6, 8,",
         ),
         (lambda f: (f / "config.json").write_text('{"class": "Discriminator"}'), r"a Discriminator, not a Generator"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 100), r"is not a whole safetensors file"),
-        (lambda f: truncate(f / "model.safetensors"), r"is not a whole safetensors file"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 100), r"is not a complete safetensors file"),
+        (lambda f: truncate(f / "model.safetensors"), r"is not a complete safetensors file"),
         (lambda f: rename_key(f / "model.safetensors"), r"missing head.conv.weight; unexpected head.weight"),
     ],
 )
@@ -272,9 +272,11 @@ def rename_key(path):
 def test_missing_files_and_folders_are_named(saved, tmp_path):
     folder, *_ = saved
     (folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no Generator: .*model.safetensors is missing"):
+    with pytest.raises(FileNotFoundError, match=r"has no Generator: .*model.safetensors is missing"):
         Generator.from_pretrained(folder)
-    with pytest.raises(FileNotFoundError, match=r"there is no folder '.*nowhere', nor can it be a repository's name"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no folder '.*nowhere', and it is not a valid repository name"
+    ):
         Generator.from_pretrained(tmp_path / "nowhere")
 
 

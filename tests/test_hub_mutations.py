@@ -94,7 +94,7 @@ def test_broken_weights_are_refused(name, files, tmp_path):
     config, weights = files
     (tmp_path / "config.json").write_bytes(config)
     (tmp_path / "model.safetensors").write_bytes(WEIGHTS[name](weights))
-    with pytest.raises(ValueError, match=r"model.safetensors (is not a whole safetensors file|does not fit)"):
+    with pytest.raises(ValueError, match=r"model.safetensors (is not a complete safetensors file|does not fit)"):
         Generator.from_pretrained(tmp_path)
 
 
@@ -239,7 +239,7 @@ def test_names_do_not_lead_out_of_the_cache(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for name in ("../x", "a/../../x", "/etc/x", "a//b", "a/b/c", "~/x", "a\\..\\b", "https://example.org/a", "\0"):
-        with pytest.raises(FileNotFoundError, match="nor can it be a repository's name"):
+        with pytest.raises(FileNotFoundError, match="and it is not a valid repository name"):
             Discriminator.from_pretrained(name, cache_dir="cache")
     assert not any(Path().iterdir())
 

@@ -86,9 +86,9 @@ REFUSALS = {
     ),
     "no revision": (f'{G}, "me/g", revision="v9"', FileNotFoundError, r"me/g.*no revision 'v9'"),
     "no commit": (f'{G}, "me/g", revision="{"0" * 40}"', FileNotFoundError, r"me/g.*no revision '0{40}'"),
-    "no files": (f'{G}, "me/empty"', FileNotFoundError, r"me/empty holds no Generator: config.json is missing$"),
-    "no discriminator": (f'{D}, "me/g"', FileNotFoundError, r"me/g holds no Discriminator: discriminator/config.json"),
-    "half a pair": ('from_pretrained, "me/g"', FileNotFoundError, r"me/g holds no Discriminator: discriminator/config"),
+    "no files": (f'{G}, "me/empty"', FileNotFoundError, r"me/empty has no Generator: config.json is missing$"),
+    "no discriminator": (f'{D}, "me/g"', FileNotFoundError, r"me/g has no Discriminator: discriminator/config.json"),
+    "half a pair": ('from_pretrained, "me/g"', FileNotFoundError, r"me/g has no Discriminator: discriminator/config"),
     "a pickle": (
         f'{G}, "me/pickled"',
         FileNotFoundError,
@@ -174,7 +174,7 @@ result["healed"] = digest(load("me/garbage", cache_dir=f"{tmp_path}/garbage", fo
         raised(ran.result[f"{name} offline"], FileNotFoundError, rf"me/{name}")  # nothing half loaded is kept
         assert ran.result[f"{name} second"] == digest(generator)
     for turn in ("first", "offline", "second"):
-        raised(ran.result[f"garbage {turn}"], ValueError, r"model.safetensors is not a whole safetensors file")
+        raised(ran.result[f"garbage {turn}"], ValueError, r"model.safetensors is not a complete safetensors file")
     assert ran.result["healed"] == digest(generator)
     # Both files are of the commit that was pushed between their downloads.
     assert [ran.result[f"moving {turn}"] for turn in ("first", "offline", "second")] == 3 * [digest(other)]

@@ -370,7 +370,7 @@ def test_a_resumed_run_is_the_unbroken_one_bit_for_bit_with_every_option(tmp_pat
 
 def test_a_state_that_does_not_fit_is_refused_with_reasons():
     trainer = Trainer(*networks())
-    with pytest.raises(ValueError, match="the state is not of a trainer like this one: ema on one side only"):
+    with pytest.raises(ValueError, match="the state does not match this trainer: only one of them has ema"):
         Trainer(*networks(), ema_decay=None).load_state_dict(trainer.state_dict())
     other = Trainer(Generator(latent_dim=6, image_size=16, channels=1, base_channels=8), Discriminator(**TINY))
     with pytest.raises(ValueError, match=r"the state does not fit the generator: (?s:.*)size mismatch"):
@@ -478,7 +478,7 @@ def test_bad_batches_and_scattered_networks_are_named():
         trainer.step(torch.zeros(2, 1, 16, 16, dtype=torch.int64))
     assert trainer.steps == 0
     generator, discriminator = networks()
-    with pytest.raises(ValueError, match=r"the networks must lie on one device, got \['cpu', 'meta'\]"):
+    with pytest.raises(ValueError, match=r"the networks must be on one device, got \['cpu', 'meta'\]"):
         Trainer(generator, discriminator.to("meta"))
 
 
@@ -730,10 +730,10 @@ def test_fit_trains_and_says_when_it_cannot(caplog):
 
 def test_batches_that_cannot_be_meant_are_named(caplog):
     images, labels = batches(1)[0], torch.zeros(8)
-    with pytest.raises(TypeError, match=r"got a list: of a loader's \(images, labels\), pass the images"):
+    with pytest.raises(TypeError, match=r"got a list: pass only the images of a loader's \(images, labels\)"):
         Trainer(*networks()).step([images, labels])
     with pytest.raises(
-        ValueError, match=r"real images lie in \[.*, 2.*\], and the generator's in \[-1, 1\]: pass uint8"
+        ValueError, match=r"real images lie in \[.*, 2.*\], but the generator's in \[-1, 1\]: pass uint8"
     ):
         Trainer(*networks()).step((images + 1) * 127.5)
     assert not caplog.records
@@ -747,7 +747,7 @@ def test_batches_that_cannot_be_meant_are_named(caplog):
     caplog.clear()
     torch.manual_seed(0)
     Trainer(Generator(latent_dim=6, output="sigmoid", **TINY), Discriminator(**TINY)).step(images)
-    assert "and the generator's in [0, 1]" in caplog.text
+    assert "but the generator's in [0, 1]" in caplog.text
 
 
 def test_images_on_a_device_are_judged_by_what_the_steps_noted(caplog):
@@ -772,7 +772,7 @@ class Probability(nn.Module):
 def test_a_discriminator_that_ends_in_a_sigmoid_is_named_once(caplog):
     module = nn.Sequential(nn.Flatten(), nn.Linear(256, 1), nn.Sigmoid())
     Trainer(networks()[0], module)
-    assert caplog.messages == ["the discriminator ends in a sigmoid, and the loss takes logits: leave the sigmoid out"]
+    assert caplog.messages == ["the discriminator ends in a sigmoid, but the loss takes logits: remove the sigmoid"]
     caplog.clear()
     trainer = Trainer(networks()[0], Probability())  # which only its outputs give away
     trainer.fit(batches(2), 250)
@@ -786,7 +786,7 @@ def test_a_discriminator_that_ends_in_a_sigmoid_is_named_once(caplog):
 
 def test_a_gradient_penalty_with_batchnorm_is_named(caplog):
     Trainer(*networks(), loss="wasserstein", gradient_penalty=10.0)
-    assert 'norm="layer" or norm="none" suits it' in caplog.text
+    assert 'use norm="layer" or norm="none"' in caplog.text
     caplog.clear()
     Trainer(*networks(norm="layer"), loss="wasserstein", gradient_penalty=10.0)
     assert not caplog.messages

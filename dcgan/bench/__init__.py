@@ -68,7 +68,7 @@ _COMPARISONS: dict[Workload, _Comparison] = {
     "load_file": _Comparison("from_pretrained", "load_file only", "loads/s", "dcgan", "load_file", "load"),
 }
 
-# Prints its seconds. The time of `--help` includes Python's own start.
+# Prints the seconds. The time of `--help` includes starting Python.
 _TIME_IMPORT = """
 import time, torch
 start = time.perf_counter()

@@ -1,6 +1,6 @@
 """The command line: `dcgan train`, `generate`, `convert`, `export` and `bench`.
 
-Commands import what they need when they run, so that help and mistakes are answered without torch.
+Commands import what they need when they run, so that they print help and report mistakes without torch.
 
 Exit codes: 0 done; 1 the run failed; 2 something the user can correct; 128 + N stopped by signal N.
 """
@@ -38,7 +38,7 @@ _RENAMED = {  # since 0.1
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
-        _expect_new_names(sys.argv[1:] if arguments is None else arguments)
+        _refuse_old_names(sys.argv[1:] if arguments is None else arguments)
         code: int = app(arguments, exit_on_error=False, result_action="return_value") or 0
     except CycloptsError:
         return 2  # cyclopts has printed it
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _expect_new_names(arguments: list[str]) -> None:
+def _refuse_old_names(arguments: list[str]) -> None:
     for argument in arguments:
         if (name := argument.partition("=")[0]) in _RENAMED:
             raise UsageError(f"{name} is now {_RENAMED[name]}")

@@ -26,10 +26,10 @@ def bench(
     device: str = "auto",
     as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
-    """Time training, reading, sampling and loading on this machine, in turn with the loop of PyTorch's tutorial.
+    """Time training, reading, sampling and loading on this machine, alternating with the loop of PyTorch's tutorial.
 
     Args:
-        suite: Run all settings shown in the documentation, a table each; takes half an hour on two cores.
+        suite: Run all settings shown in the documentation, one table each; takes half an hour on two cores.
         workload: Workloads to time; by default all.
         architecture: Published architecture of the networks.
         image_size: Side of the images in pixels.

@@ -24,7 +24,7 @@ def generate(
     precision: Precision = "fp32",
     device: str = "auto",
 ) -> int:
-    """Generate images as PNG files, or as one archive. Each image depends on its seed and its index alone.
+    """Generate images as PNG files, or as one archive. Each image depends only on the seed and its index.
 
     Args:
         model: Folder of a run or of a saved generator, or Hub repository.
@@ -34,7 +34,7 @@ def generate(
         start: Index of the first image.
         grid: Write all images as a single picture, grid.png.
         force: Overwrite existing files.
-        batch_size: Number of images computed at once; by default as many as have a million pixels, at most 256.
+        batch_size: Number of images computed at once; by default as many as make a million pixels, at most 256.
         precision: Floating-point format to compute in.
         device: Device to compute on, such as cpu, cuda or mps; auto picks the best one available.
     """

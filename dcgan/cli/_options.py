@@ -1,4 +1,4 @@
-"""The options of a recipe, built from its fields, and the types of options that cyclopts does not have."""
+"""The options of a recipe, built from its fields, and option types that cyclopts lacks."""
 
 from collections.abc import Sequence
 from dataclasses import fields, make_dataclass
@@ -108,8 +108,8 @@ def _load_recipe_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"{path} must contain the fields of a recipe, such as 'steps: 1000'")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    if foreign := {"out", "resume", "config", "print_recipe", "dry_run"} & values.keys():
+    if misplaced := {"out", "resume", "config", "print_recipe", "dry_run"} & values.keys():
         raise UsageError(
-            f"{path} is a recipe and cannot set {', '.join(sorted(foreign))}: use the command line for that"
+            f"{path} is a recipe and cannot set {', '.join(sorted(misplaced))}: use the command line for that"
         )
     return values

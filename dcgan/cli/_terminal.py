@@ -1,4 +1,4 @@
-"""How the command line talks: text, progress, errors and signals."""
+"""Text, progress bars, errors and signals of the command line."""
 
 import logging
 import signal

@@ -38,7 +38,7 @@ def train(
         resume: Folder of a run to continue exactly as if it had not been interrupted.
         config: YAML file of options; options on the command line override it.
         print_recipe: Print every option with the value it would have, in the format that --config reads, and exit.
-        dry_run: Go through a whole run, for a single step, in a temporary folder.
+        dry_run: Do a whole run of a single step, in a temporary folder.
         recipe: The options of the run.
     """
     with exit_on_error():
@@ -121,7 +121,7 @@ def _train_to_the_end(run: "Run") -> int:
             bar.update()
             if record is not None:
                 bar.set_postfix_str(_summarize(record))
-                if bar.disable and time.perf_counter() - last_line > 10:  # now and then a line, for log files
+                if bar.disable and time.perf_counter() - last_line > 10:  # an occasional line, for log files
                     last_line = time.perf_counter()
                     say(f"step {run.trainer.steps} of {run.steps}: {_summarize(record)}")
             if received and run.trainer.steps < run.steps:

@@ -1,7 +1,7 @@
 """Networks trained by other implementations, converted to ours: PyTorch state dicts and the paper authors' arrays.
 
 The layers of a recognised layout, in the order they are applied, are matched with those of the network that the shapes
-of their weights lead to. Files are read as tensors in plain containers; any other object is refused, never unpickled.
+of their weights imply. Files are read as tensors in plain containers; any other object is refused, never unpickled.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,8 +73,8 @@ def convert(
     Args:
         files: State dicts and training checkpoints (`.pth`, `.pt`, `.ckpt`, `.safetensors`), and the authors' arrays: a
             `.jl` file, of which only the `.npy` files next to it are read, one of these, or their folder.
-        keys: Where in their file the networks are, if it contains several generators or discriminators, such as
-            "netG_ema".
+        keys: Names of the networks to read, such as "netG_ema", if a file contains several generators or
+            discriminators.
         image_size: Side in pixels, or (height, width). By default inferred from the smallest feature map, which is
             assumed to be square where the weights show only its area.
         latent: Distribution of the latents. By default "normal"; for the authors' arrays "uniform", except SVHN's.
@@ -259,10 +259,10 @@ def _infer_image_size(
         height, width = requested
     elif not map_size and height * width * widths[-1] != units * scale**2:
         raise ValueError(
-            f"{units} units of width {widths[-1]} make no square feature map: pass image_size as (height, width)"
+            f"{units} units of width {widths[-1]} do not make a square feature map: pass image_size as (height, width)"
         )
     if requested not in (None, (height, width)):
-        raise ValueError(f"its weights lead to image_size {height}x{width}, got {image_size}")
+        raise ValueError(f"its weights imply image_size {height}x{width}, got {image_size}")
     return height if height == width else [height, width]
 
 

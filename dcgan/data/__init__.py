@@ -1,4 +1,4 @@
-"""Training images as uint8: named datasets and folders, packed once, served in batches of a seeded order.
+"""Training images as uint8: named datasets and folders, packed once, served in batches in a seeded order.
 
 Shapes: N images, B a batch of them, K channels, H and W their sides.
 """

@@ -27,7 +27,7 @@ class Batches:
     """Endless batches: their order is a function of `(seed, epoch)`, their flips of `(seed, step)`.
 
     Iteration from `start=t` gives what iteration from 0 gives after t batches, so a resumed run sees exactly the
-    images that an unbroken one sees. An epoch's last, partial batch is dropped. The next two batches are prepared
+    images of an uninterrupted one. An epoch's last, partial batch is dropped. The next two batches are prepared
     while one is in use.
 
     On a CUDA device, a packed dataset that takes at most a quarter of the free memory is copied there once, and
@@ -135,5 +135,5 @@ def _copy_ahead(pinned: Iterator[torch.Tensor], device: torch.device) -> Iterato
             oldest, copied = copies.popleft()
             compute_stream = torch.cuda.current_stream(device)
             compute_stream.wait_event(copied)
-            oldest.record_stream(compute_stream)  # or its memory could be reused by the next copy while it is in use
+            oldest.record_stream(compute_stream)  # else the next copy could reuse its memory while it is in use
             yield oldest

@@ -48,7 +48,7 @@ def load_packed(
 ) -> PackedImages:
     """Open the packed file of what `decoder` decodes, after making it if it is missing or damaged.
 
-    One process makes it, however many ask for it; a file appears under its name only when it is complete.
+    Only one process makes it, even if several need it; a file appears under its name only when it is complete.
 
     Args:
         folder: Where packed files are kept.

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dcgan._config import sides
+
 
 def model_card(
     name: str,
@@ -17,7 +19,7 @@ def model_card(
     licence: str | None = None,
     picture: str | None = None,
 ) -> str:
-    """Return the text of a model card, without the facts that are not given; a missing licence is pointed out.
+    """Return the text of a model card, without facts that are not given; a missing licence is mentioned.
 
     Args:
         name: Title, such as `"organisation/dcgan-celeba"`, and what the example loads.
@@ -40,8 +42,7 @@ def model_card(
         license=licence,
         datasets=[dataset] if dataset else None,
     )
-    size, channels = config["image_size"], config["channels"]
-    height, width = (size, size) if isinstance(size, int) else size
+    (height, width), channels = sides(config), config["channels"]
     training = f", trained on {dataset}" if dataset else ""
     training += f" for {steps:,} steps" if steps is not None else ""
     training += f" of {batch_size} images" if steps is not None and batch_size else ""

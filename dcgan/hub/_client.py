@@ -15,7 +15,7 @@ def download(
 
     Raises:
         FileNotFoundError: If there is no such repository, revision or file; the message names the class to load.
-        PermissionError: If the repository needs a token, or another one.
+        PermissionError: If the repository needs a token, or refuses the given one.
         OSError: If the download fails.
     """
     from huggingface_hub import HfApi, hf_hub_download
@@ -28,21 +28,21 @@ def download(
                 if config.parent == weights.parent:  # the cache has a folder per commit, and none was pushed meanwhile
                     return config, weights
         except HFValidationError as error:
-            raise FileNotFoundError(f"there is no folder {repo_id!r}, nor can it be a repository's name") from error
+            raise FileNotFoundError(f"there is no folder {repo_id!r}, and it is not a valid repository name") from error
         except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError as error:
             existing = HfApi(token=options["token"]).list_repo_files(repo_id, revision=revision)
             absent = next((name for name in names if name not in existing), names[1])
             raise FileNotFoundError(
-                f"{repo_id} holds no {class_name}: {absent} is missing{pickles_among(existing)}"
+                f"{repo_id} has no {class_name}: {absent} is missing{conversion_hint(existing)}"
             ) from error
         raise OSError(f"{repo_id} on the Hub changed during three downloads: try again, or pass revision=")
 
 
 @contextmanager
 def translate_hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Raise the built-in exception that an error of the Hub's client amounts to, with a remedy."""
+    """Translate errors of the Hub's client to built-in exceptions that name a remedy."""
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx, or httpx2 in versions 2.x
 
@@ -58,9 +58,11 @@ def translate_hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise FileNotFoundError(f"{where} has no revision {revision!r}") from error
     except errors.LocalEntryNotFoundError as error:
-        raise FileNotFoundError(f"{where} cannot be reached, or must not be, and the cache has no copy") from error
+        raise FileNotFoundError(
+            f"{where} is not in the cache, and cannot be reached, or local_files_only forbids it"
+        ) from error
     except errors.LocalTokenNotFoundError as error:
-        raise PermissionError(f"{where} needs a token, and none is stored: pass token= or log in") from error
+        raise PermissionError(f"{where} needs a token, but none is stored: pass token= or log in") from error
     except (FileNotFoundError, PermissionError):
         raise  # translated already
     except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
@@ -73,13 +75,13 @@ def translate_hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 def _network_error(error: Exception, where: str) -> OSError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return PermissionError(f"{where} refuses this token, or the lack of one: {error}")
+        return PermissionError(f"{where} refuses access with this token, or without one: {error}")
     if status is None:
         return ConnectionError(f"{where} cannot be reached: {error}")
     return OSError(f"{where} failed: {error}")
 
 
-def pickles_among(names: Iterable[str]) -> str:
+def conversion_hint(names: Iterable[str]) -> str:
     """Return a hint that `dcgan convert` reads the pickles among these files; empty if there are none."""
     pickles = sorted(name for name in names if name.endswith(_PICKLE_SUFFIXES))
     return f"; `dcgan convert` reads the weights in {', '.join(pickles[:3])}" if pickles else ""

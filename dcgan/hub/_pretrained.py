@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dcgan._files import atomic_write
-from dcgan.hub._client import download, pickles_among, translate_hub_errors
+from dcgan.hub._client import conversion_hint, download, translate_hub_errors
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Pretrained(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """Load a network from a folder, such as that of a run, or from the Hub; it is in evaluation mode.
+        """Load a network, in evaluation mode, from a folder, such as that of a run, or from the Hub.
 
         Nothing in the files is executed. The tensors are copied out of the file, which may then be changed or removed.
 
@@ -59,7 +59,7 @@ class Pretrained(nn.Module):
         Raises:
             FileNotFoundError: If there is no such folder, repository, revision or file.
             NotADirectoryError: If `name_or_path` is a file.
-            PermissionError: If the repository needs a token, or another one.
+            PermissionError: If the repository needs a token, or refuses the given one.
             OSError: If the download fails.
             ValueError: If the configuration or the weights do not fit this class.
         """
@@ -69,8 +69,8 @@ class Pretrained(nn.Module):
         if not os.fspath(name_or_path):
             raise ValueError("name_or_path must be a folder or a repository's name, got an empty one")
         if path.is_file():
-            remedy = pickles_among([path.name]) or f"; its folder is {path.parent}"
-            raise NotADirectoryError(f"{path} is a file, and networks are loaded from folders{remedy}")
+            remedy = conversion_hint([path.name]) or f"; its folder is {path.parent}"
+            raise NotADirectoryError(f"{path} is a file, but networks are loaded from folders{remedy}")
         if path.is_dir():
             config_path, weights_path = _local_files(path, names, cls.__name__)
         else:
@@ -92,19 +92,19 @@ class Pretrained(nn.Module):
         except ValueError as error:
             if saved_config in (None, config):
                 raise
-            # A save was cut between its two files: the weights are the newer, and hold their own configuration.
+            # A save was cut off between its two files: the weights are newer, and hold their own configuration.
             network = cls._build(saved_config, state, weights_path, weights_path)
             logger.warning("using the configuration inside %s, since %s", weights_path, error)
         else:
             saved = network.config | (saved_config or {})
             if fields := ", ".join(name for name, value in network.config.items() if saved[name] != value):
                 logger.warning("using %s, which differs from the copy in %s: %s", config_path, WEIGHTS, fields)
-        network.load_state_dict(state)  # copies, for these tensors are mapped to the file
+        network.load_state_dict(state)  # copies, since these tensors are mapped to the file
         return network.eval()
 
     @classmethod
     def _build(cls, config: dict[str, Any], state: dict[str, Tensor], config_path: Path, weights_path: Path) -> Self:
-        """Return a new network of this configuration, on the CPU, of the type of the tensors, which fit it.
+        """Build a network from its configuration, on the CPU, with the type of the tensors, which must fit it.
 
         Raises:
             ValueError: If it does not describe a network of this class, or the tensors do not fit.
@@ -151,7 +151,7 @@ class Pretrained(nn.Module):
 
         from safetensors.torch import save
 
-        # The weights come first and hold the configuration: from the moment they are in place, the new network is.
+        # The weights come first and hold the configuration: once they are in place, the new network is saved.
         # As a single entry, since safetensors writes several in a different order each time.
         weights = save(state, metadata={"config": json.dumps(config)})
         for name, data in ((WEIGHTS, weights), (CONFIG, f"{json.dumps(config, indent=2)}\n".encode())):
@@ -206,7 +206,9 @@ class Pretrained(nn.Module):
 def _expect_size(minimum: int, available: int) -> None:
     # Smaller differences, of tens of megabytes, are found and explained better once the network is built.
     if minimum > available + 2**23:
-        raise ValueError(f"its network has at least {minimum:,} parameters, and the weights are {available:,} numbers")
+        raise ValueError(
+            f"its network has at least {minimum:,} parameters, but the weights have only {available:,} numbers"
+        )
 
 
 def _expect_complete_config(network: Pretrained) -> None:
@@ -235,8 +237,8 @@ def _expect_complete_config(network: Pretrained) -> None:
 def _local_files(folder: Path, names: list[str], class_name: str) -> list[Path]:
     paths = [folder / name for name in names]
     if absent := [path for path in paths if not path.is_file()]:
-        pickles = pickles_among(path.name for path in folder.iterdir())
-        raise FileNotFoundError(f"{folder} holds no {class_name}: {absent[0]} is missing{pickles}")
+        hint = conversion_hint(path.name for path in folder.iterdir())
+        raise FileNotFoundError(f"{folder} has no {class_name}: {absent[0]} is missing{hint}")
     return paths
 
 
@@ -260,8 +262,8 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
         saved_config = json.loads(metadata["config"]) if "config" in metadata else None
     except (SafetensorError, ValueError) as error:
-        again = "; if it was downloaded, force_download=True downloads it again"
-        raise ValueError(f"{path} is not a whole safetensors file: {error}{again}") from error
+        remedy = "; if it was downloaded, force_download=True downloads it again"
+        raise ValueError(f"{path} is not a complete safetensors file: {error}{remedy}") from error
     return state, saved_config if isinstance(saved_config, dict) else None
 
 
