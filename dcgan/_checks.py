@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dcgan import _optim
-from dcgan._choices import CompileMode, Distribution, Precision, Schedule
+from dcgan._choices import CompileMode, Distribution, LossName, Precision, Schedule
 from dcgan.ema import BATCH_NORMS
-from dcgan.losses import Loss, probability
+from dcgan.losses import Loss
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +26,11 @@ def expect_options(options: Mapping[str, Any]) -> None:
     """
     for name, choices in _CHOICES.items():
         expect_choice(name, options[name], choices)
-    for name in ("label_smoothing", "gradient_penalty", "r1", "weight_decay", "seed"):
-        if options[name] < 0:
+    for name in ("lr", "g_lr", "d_lr", "label_smoothing", "gradient_penalty", "r1", "weight_decay", "seed"):
+        if options[name] is not None and options[name] < 0:
             raise ValueError(f"{name} must not be negative, got {options[name]}")
-    for name in ("lr", "g_lr", "d_lr", "max_grad_norm"):
-        if options[name] is not None and not options[name] > 0:
-            raise ValueError(f"{name} must be above 0, got {options[name]}")
+    if options["max_grad_norm"] is not None and not options["max_grad_norm"] > 0:
+        raise ValueError(f"max_grad_norm must be above 0, got {options['max_grad_norm']}")
     if options["d_steps"] < 1:
         raise ValueError(f"d_steps must be at least 1, got {options['d_steps']}")
     if options["ema_decay"] is not None and not 0 <= options["ema_decay"] < 1:
@@ -64,6 +63,8 @@ def common_device(*networks: nn.Module) -> torch.device:
     devices = {parameter.device for parameter in parameters}
     if len(devices) != 1:
         raise ValueError(f"the networks must be on one device, got {sorted(map(str, devices))}")
+    if devices == {torch.device("meta")}:
+        raise ValueError("the networks are on the meta device, which has no memory: build them on another one")
     return devices.pop()
 
 
@@ -84,8 +85,8 @@ def latents_and_range(
     latent = latent or config.get("latent", "normal")
     expect_choice("latent", latent, Distribution)
     shape = (latent_dim,) if isinstance(latent_dim, int) else tuple(latent_dim)
-    ranges = {nn.Tanh: (-1.0, 1.0), nn.Sigmoid: (0.0, 1.0)}
-    return shape, latent, ranges.get(type(_last_layer(generator)))
+    ranges = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), nn.Tanh: (-1.0, 1.0), nn.Sigmoid: (0.0, 1.0)}
+    return shape, latent, ranges.get(config.get("output", type(_last_layer(generator))))
 
 
 def trained_parameters(name: str, network: nn.Module, optimizer: Optimizer) -> list[nn.Parameter]:
@@ -123,16 +124,26 @@ def expect_in_place(name: str, network: nn.Module, trained: list[nn.Parameter]) 
         )
 
 
-def warn_about_discriminator(discriminator: nn.Module, loss: Loss, *, gradient_penalty: float) -> None:
-    """Warn of a sigmoid at its end, and of BatchNorm with a gradient penalty."""
-    if isinstance(_last_layer(discriminator), nn.Sigmoid):
-        takes = "logits" if loss.score is probability else "unbounded outputs"
-        logger.warning("the discriminator ends in a sigmoid, but the loss takes %s: remove the sigmoid", takes)
-    if gradient_penalty and any(isinstance(module, BATCH_NORMS) for module in discriminator.modules()):
-        logger.warning(
-            "the gradient penalty is defined per image, but BatchNorm in the discriminator mixes the images of a "
-            'batch: use norm="layer" or norm="none"'
-        )
+def warn_about_discriminator(discriminator: nn.Module, loss: LossName | Loss, penalties: Mapping[str, float]) -> None:
+    """Warn of a sigmoid at its end under one of our losses, and of penalties with BatchNorm that is trained."""
+    if isinstance(loss, str) and isinstance(_last_layer(discriminator), nn.Sigmoid):
+        logger.warning("the discriminator ends in a sigmoid, but the loss takes its logits: remove the sigmoid")
+    if any(isinstance(module, BATCH_NORMS) and module.training for module in discriminator.modules()):
+        for name, weight in penalties.items():
+            if weight:
+                logger.warning(
+                    "%s is defined per image, but BatchNorm in the discriminator mixes the images of a batch: use "
+                    'norm="layer" or norm="none" for it (--d-norm)',
+                    name,
+                )
+
+
+def warn_about_modes(generator: nn.Module, discriminator: nn.Module, warned: set[str]) -> None:
+    """Warn, once, of a network that was put into evaluation mode as a whole, and not back."""
+    for name, network in (("generator", generator), ("discriminator", discriminator)):
+        if not network.training and name not in warned:
+            warned.add(name)
+            logger.warning("training the %s in evaluation mode: call its train() after eval()", name)
 
 
 def expect_images(real: object) -> Tensor:
@@ -155,4 +166,7 @@ def expect_images(real: object) -> Tensor:
 
 
 def _last_layer(network: nn.Module) -> nn.Module:
-    return list(network.modules())[-1]
+    """Return the layer that computes a network's output, or the network itself where only its code tells."""
+    while type(network) is nn.Sequential and len(network):
+        network = network[-1]
+    return network

@@ -7,6 +7,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def hub_http_error() -> type[Exception]:
+    """Return the base of the HTTP errors of the Hub's client, which is built on httpx in versions 1 and httpx2 in 2.
+
+    `huggingface_hub.utils.httpx` is whichever of them is in use; it is exported, but not documented.
+    """
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    error: type[Exception] = httpx.HTTPError
+    return error
+
+
 def has_hooks(module: "nn.Module") -> bool:
     """Return whether calling a module runs more than its `forward`: torch has no public way to ask for its hooks."""
     return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001

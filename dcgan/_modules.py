@@ -4,6 +4,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -46,8 +47,8 @@ def _leaves(value: object) -> Iterator[object]:
     if isinstance(value, list | tuple):
         for item in value:
             yield from _leaves(item)
-    elif isinstance(value, Tensor) or (
-        callable(value) and not isinstance(getattr(value, "__self__", value), nn.Module)
+    elif isinstance(value, Tensor | FunctionType | BuiltinFunctionType) or (
+        isinstance(value, MethodType) and not isinstance(value.__self__, nn.Module)
     ):
         yield value
 

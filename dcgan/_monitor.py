@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 # What may turn non-finite, in the order of blame: each explains the ones after it.
 _SOURCES = ("real images", "generator", "discriminator")
+_ENOUGH_IMAGES = 16
 _LARGEST_NORMALISED = 16.0  # standardised images reach about 3; images in 0 ... 255 are far beyond
 
 
@@ -77,7 +78,7 @@ class StepMonitor:
         if warning := range_mismatch(low, high, self._value_range):
             self._warn(warning)
         low, high = self._logit_range.tolist()
-        if 0 <= low < high <= 1:
+        if 0 <= low < 0.5 < high <= 1:
             self._warn(
                 f"the discriminator's outputs lie in [{low:.2f}, {high:.2f}]: the loss takes logits, so remove any "
                 "sigmoid at its end"
@@ -91,9 +92,10 @@ class StepMonitor:
         """
         if real.is_floating_point() and real.numel():
             low, high = (value.item() for value in real.aminmax())
-            if warning := range_mismatch(low, high, self._value_range):
-                if high > _LARGEST_NORMALISED:
-                    raise ValueError(warning)
+            warning = range_mismatch(low, high, self._value_range)
+            if warning and high > _LARGEST_NORMALISED:
+                raise ValueError(warning)
+            if warning and (low < 0 or len(real) >= _ENOUGH_IMAGES):  # one image may well be bright all over
                 self._warn(warning)
 
     def _warn(self, warning: str) -> None:

@@ -45,10 +45,11 @@ def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
 
 def hyperparameters(optimizer: Optimizer) -> Iterator[tuple[str, str]]:
     """Yield the plain settings of all groups, such as learning rates, as text; those that are tensors are left out."""
-    for group in optimizer.param_groups:
+    for index, group in enumerate(optimizer.param_groups):
+        where = f" of group {index}" if len(optimizer.param_groups) > 1 else ""
         for name, value in group.items():
             if name != "params" and not isinstance(value, Tensor):
-                yield name, repr(value)
+                yield name + where, repr(value)
 
 
 def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:

@@ -48,12 +48,14 @@ def estimate_batchnorm_statistics(network: nn.Module, batches: Iterable[Tensor],
     """
     norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
     sums: dict[nn.Module, Tensor] = {}
+    calls: dict[nn.Module, int] = dict.fromkeys(norms, 0)
 
     def add_statistics(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         values = inputs[0].to(torch.promote_types(inputs[0].dtype, torch.float32))
         var, mean = torch.var_mean(values, [0, *range(2, values.dim())], correction=int(unbiased))
         batch = torch.stack([mean, var]).cpu().double()  # on the CPU, since MPS has no float64
         sums[norm] = sums[norm] + batch if norm in sums else batch
+        calls[norm] += 1
 
     hooks = [norm.register_forward_pre_hook(add_statistics) for norm in norms]
     count = 0
@@ -70,6 +72,6 @@ def estimate_batchnorm_statistics(network: nn.Module, batches: Iterable[Tensor],
     if not count:
         raise ValueError("batches must hold at least one batch to estimate statistics from")
     for module, total in sums.items():
-        mean, var = total / count
+        mean, var = total / calls[module]  # a layer may be called several times for a batch
         estimated = {"running_mean": mean, "running_var": var, "num_batches_tracked": torch.tensor(count, device="cpu")}
         module.load_state_dict({**module.state_dict(), **estimated})

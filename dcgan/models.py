@@ -193,7 +193,8 @@ class Generator(_Network):
         Args:
             n: Number of images.
             z: Latents `(N, Z)` or `(N, Z, 1, 1)` to make images of, instead of `n` latents of a seed.
-            seed: Seed of the latents; by default drawn from torch's global generator.
+            seed: Seed of the latents; by default drawn from torch's global generator, so give one when sampling in a
+                thread while a `Trainer` steps: with dropout, the step draws from that generator as well.
             start: Index of the first image within the seed.
             batch_size: Images per forward pass; by default 64, and 256 on a GPU.
             dtype: Type to compute in, such as `torch.bfloat16`; by default that of the weights.
@@ -242,6 +243,8 @@ class Generator(_Network):
         share: bool,
     ) -> Iterator[Tensor]:
         like = next(self.parameters())
+        if like.is_meta:
+            raise ValueError("the generator is on the meta device, which has no memory: build it on another one")
         dtype = dtype or like.dtype
         batch_size = (64 if like.device.type == "cpu" else 256) if batch_size is None else batch_size
         if batch_size < 1:

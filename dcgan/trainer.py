@@ -33,7 +33,6 @@ D = TypeVar("D", bound=nn.Module)
 
 _MIN_STEPS_TO_COMPILE = 20_000  # from about here compiling pays off
 _CHECK_EVERY = 100  # steps
-_RANGE_CHECK_STEP = 10  # on a CPU; wrong ranges show by then
 # Streams of random numbers, other than that of the latents that are sampled from the same seed.
 _TRAINER_STREAM, _NETWORK_STREAM = 1, 2
 
@@ -47,8 +46,9 @@ class Trainer(Generic[G, D]):
 
     The networks are any two modules, on one device: latents to images, and images to one logit each (not
     probabilities). They are trained in place. A network that is in evaluation mode as a whole is put into training
-    mode; single submodules in evaluation mode, such as a frozen BatchNorm, stay in it. Networks and optimisers
-    cannot be replaced: for others, build another trainer.
+    mode; single submodules in evaluation mode, such as a frozen BatchNorm, stay in it (call `train()` on a loaded
+    network before you freeze parts of it). Networks and optimisers cannot be replaced: for others, build another
+    trainer.
 
     Args:
         generator: Maps latents to images.
@@ -143,11 +143,11 @@ class Trainer(Generic[G, D]):
         weights = {"gradient_penalty": gradient_penalty, "r1": r1}
         self._penalties = [(weight, PENALTIES[name]) for name, weight in weights.items() if weight]
         self._penalties += [(1.0, penalty) for penalty in penalties]
-        _checks.warn_about_discriminator(discriminator, self._loss, gradient_penalty=gradient_penalty)
 
         self._generator, self._discriminator = generator, discriminator
         _prepare_for_training(generator, memory_format, self.device)
         self._image_format = _prepare_for_training(discriminator, memory_format, self.device)
+        _checks.warn_about_discriminator(discriminator, loss, weights)
         self._ema = None if ema_decay is None else copy_module(generator).eval().requires_grad_(requires_grad=False)
 
         adam: dict[str, Any] = {"betas": betas, "weight_decay": weight_decay}
@@ -164,6 +164,8 @@ class Trainer(Generic[G, D]):
         self._rng = torch.Generator(self.device)
         # On the device, where a replayed CUDA graph reads it.
         self._step_count = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._batches_seen = 0  # since the trainer was built or loaded
+        self._warned: set[str] = set()
         self._monitor = StepMonitor(self.device, value_range, expects_logits=self._loss.score is probability)
         self._generate: Callable[[Tensor], Tensor] = generator
         self._discriminate: Callable[[Tensor], Tensor] = discriminator
@@ -313,8 +315,10 @@ class Trainer(Generic[G, D]):
                 raise ValueError(f"the state does not fit the {name}: {error}") from error
         self.steps, self.seed = state["steps"], state["seed"]
         self._monitor.reset()
-        for (name, was), (_, now) in zip(hyperparameters, self._hyperparameters(), strict=True):
-            if was != now:
+        self._batches_seen = 0
+        loaded = dict(self._hyperparameters())
+        for name, was in hyperparameters:
+            if (now := loaded.get(name, was)) != was:  # a scheduler may have added settings, or had
                 logger.warning("the loaded state sets %s to %s, which was %s", name, now, was)
 
     @property
@@ -379,10 +383,12 @@ class Trainer(Generic[G, D]):
         real = _checks.expect_images(real)
         _checks.expect_in_place("generator", self._generator, self._g_trained)
         _checks.expect_in_place("discriminator", self._discriminator, self._d_trained)
-        if self.steps == 0 and real.device.type == "cpu":  # elsewhere, reading would wait for the device
+        _checks.warn_about_modes(self._generator, self._discriminator, self._warned)
+        if self._batches_seen == 0 and real.device.type == "cpu":  # elsewhere, reading would wait for the device
             self._monitor.expect_range(real)
-        elif self.steps == _RANGE_CHECK_STEP and self.device.type == "cpu":
+        elif self._batches_seen == _CHECK_EVERY and self.device.type == "cpu":
             self._monitor.warn_about_ranges()
+        self._batches_seen += 1
         self._step_count.fill_(self.steps)
         return real.to(self.device, non_blocking=True).contiguous(memory_format=self._image_format)
 
@@ -441,11 +447,11 @@ def _prepare_for_training(
 def _cycle(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     """Yield from a loader again and again, and from an iterator once."""
     while True:
-        empty = True
-        for real in batches:
+        iterator, empty = iter(batches), True
+        for real in iterator:
             empty = False
             yield real
-        if iter(batches) is batches:
+        if iterator is batches:
             return
         if empty:
             raise ValueError("batches must hold at least one batch")

@@ -66,3 +66,11 @@ def test_the_average_moves_by_the_weight_and_copies_buffers():
     for mean, was, parameter in zip(average.parameters(), before, network.parameters(), strict=True):
         torch.testing.assert_close(mean, 0.75 * was + 0.25 * parameter)
     assert torch.equal(average.blocks["4x4"].norm.running_mean, network.blocks["4x4"].norm.running_mean)
+
+
+def test_a_layer_that_is_called_twice_has_the_mean_of_its_calls():
+    norm = nn.BatchNorm1d(6)
+    twice = nn.Sequential(norm, norm)
+    estimate_batchnorm_statistics(twice, [batch + 5 for batch in batches()])
+    means = torch.stack([(batch + 5).mean(0) for batch in batches()]).mean(0)
+    torch.testing.assert_close(norm.running_mean, means / 2, rtol=1e-4, atol=1e-4)  # the second sees means of zero

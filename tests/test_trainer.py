@@ -1,4 +1,5 @@
 import copy
+import functools
 import io
 import subprocess
 import sys
@@ -454,7 +455,7 @@ def test_fit_looks_for_divergence_by_itself():
             {"augmentations": ["flip"]},
             "augmentations must be among color, translation, cutout, or functions, got 'flip'",
         ),
-        ({"g_lr": 0.0}, "g_lr must be above 0, got 0.0"),
+        ({"g_lr": -1e-4}, "g_lr must not be negative, got -0.0001"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be above 0, got -1.0"),
         ({"d_steps": 0}, "d_steps must be at least 1, got 0"),
         ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\) or None, got 1.0"),
@@ -772,7 +773,7 @@ class Probability(nn.Module):
 def test_a_discriminator_that_ends_in_a_sigmoid_is_named_once(caplog):
     module = nn.Sequential(nn.Flatten(), nn.Linear(256, 1), nn.Sigmoid())
     Trainer(networks()[0], module)
-    assert caplog.messages == ["the discriminator ends in a sigmoid, but the loss takes logits: remove the sigmoid"]
+    assert caplog.messages == ["the discriminator ends in a sigmoid, but the loss takes its logits: remove the sigmoid"]
     caplog.clear()
     trainer = Trainer(networks()[0], Probability())  # which only its outputs give away
     trainer.fit(batches(2), 250)
@@ -803,6 +804,114 @@ def test_a_state_with_another_rate_says_so(caplog):
     caplog.clear()
     trainer.load_state_dict(trainer.state_dict())
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("scheduled", ["saved", "loading", "both"])
+def test_a_state_is_loaded_with_and_without_schedulers(scheduled, caplog):
+    saving, loading = Trainer(*networks()), Trainer(*networks())
+    for name, trainer in (("saved", saving), ("loading", loading)):
+        if scheduled in (name, "both"):
+            torch.optim.lr_scheduler.StepLR(trainer.g_optimizer, 1)
+    saving.step(batches(1)[0])
+    loading.load_state_dict(saving.state_dict())
+    assert not caplog.messages
+    assert_identical(loading.step(batches(1)[0]), saving.step(batches(1)[0]))
+
+
+def test_parameter_groups_are_told_apart_when_a_state_is_loaded(caplog):
+    def built(rate):
+        generator, discriminator = networks()
+        groups = [{"params": generator.head.parameters(), "lr": rate}, {"params": generator.blocks.parameters()}]
+        return Trainer(generator, discriminator, g_optimizer=torch.optim.SGD(groups, 0.1))
+
+    built(0.2).load_state_dict(built(0.3).state_dict())
+    assert caplog.messages == ["the loaded state sets lr of group 0 of g_optimizer to 0.3, which was 0.2"]
+
+
+class Gated(nn.Module):
+    """Ends in a Tanh or a Linear, though the module that is registered last is a sigmoid."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers, self.gate = nn.Sequential(*layers), nn.Sigmoid()
+
+    def forward(self, x):
+        return self.layers(x * self.gate(x))
+
+
+def test_the_order_of_registration_says_nothing_about_the_output(caplog):
+    class Wider(Generator):
+        def __init__(self, **arguments):
+            super().__init__(**arguments)
+            self.extra = nn.Tanh()
+
+    pixels = torch.randint(0, 256, (16, 1, 16, 16), dtype=torch.uint8)
+    gated = Gated(nn.Linear(6, 256), nn.Tanh(), nn.Unflatten(1, (1, 16, 16)))
+    trainer = Trainer(gated, Gated(nn.Flatten(), nn.Linear(256, 1)), latent_dim=6)
+    assert trainer._scale(pixels).min() < -0.9
+    wider = Wider(latent_dim=6, output="sigmoid", **TINY)
+    assert Trainer(wider, Discriminator(**TINY))._scale(pixels).min() >= 0
+    trainer.step(pixels / 127.5 - 1)
+    trainer.check()
+    assert not caplog.messages
+
+
+def test_plain_critics_raise_no_false_alarm(caplog):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        critic = nn.Sequential(
+            nn.Conv2d(1, 8, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(8, 8, 4, 2, 1), nn.Flatten(), nn.Linear(128, 1)
+        )
+        Trainer(networks()[0], critic).fit(batches(3, n=2), 100)
+    assert not caplog.messages
+
+
+def test_a_network_left_in_evaluation_mode_is_named_once(caplog):
+    trainer = Trainer(*networks())
+    trainer.generator.eval()
+    for real in batches(3):
+        trainer.step(real)
+    assert caplog.messages == ["training the generator in evaluation mode: call its train() after eval()"]
+
+
+def test_ranges_are_looked_at_again_after_loading(caplog):
+    trainer = Trainer(*networks())
+    trainer.fit(batches(2), 12)
+    resumed = Trainer(*networks())
+    resumed.load_state_dict(trainer.state_dict())
+    with pytest.raises(ValueError, match="real images lie in"):
+        resumed.step((batches(1)[0] + 1) * 127.5)
+
+
+def test_each_epoch_of_fit_starts_the_loader_once():
+    class Loader:
+        epochs = 0
+
+        def __iter__(self):
+            self.epochs += 1
+            return iter(batches(2))
+
+    loader = Loader()
+    Trainer(*networks()).fit(loader, 6)
+    assert loader.epochs == 3
+
+
+def test_the_average_of_a_patched_generator_is_its_own():
+    generator, discriminator = networks()
+    generator.forward = functools.partial(Generator.forward, generator)
+    trainer = Trainer(generator, discriminator)
+    for real in batches(3):
+        trainer.step(real)
+    z = torch.randn(4, 6)
+    with torch.no_grad():
+        assert not torch.allclose(trainer.ema(z), generator.eval()(z))
+
+
+def test_networks_without_memory_are_refused():
+    with torch.device("meta"):
+        generator, discriminator = networks()
+    with pytest.raises(ValueError, match="the networks are on the meta device, which has no memory"):
+        Trainer(generator, discriminator)
 
 
 def test_a_trainer_works_in_contexts_of_another_device_and_type():

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dcgan._compat import hub_http_error
+
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -44,8 +46,8 @@ def download(
 def translate_hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     """Translate errors of the Hub's client to built-in exceptions that name a remedy."""
     from huggingface_hub import errors
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx, or httpx2 in versions 2.x
 
+    http_error = hub_http_error()
     where = f"{repo_id} on the Hub"
     try:
         yield
@@ -65,9 +67,9 @@ def translate_hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         raise PermissionError(f"{where} needs a token, but none is stored: pass token= or log in") from error
     except (FileNotFoundError, PermissionError):
         raise  # translated already
-    except (OSError, RuntimeError, ValueError, httpx.HTTPError) as error:
-        cause = error if isinstance(error, httpx.HTTPError) else error.__cause__
-        if not isinstance(cause, httpx.HTTPError):
+    except (OSError, RuntimeError, ValueError, http_error) as error:
+        cause = error if isinstance(error, http_error) else error.__cause__
+        if not isinstance(cause, http_error):
             raise
         raise _network_error(cause, where) from error
 
