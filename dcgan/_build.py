@@ -69,7 +69,7 @@ def build_networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
 
 
 def open_images(recipe: Recipe, progress: Callable[[int, int], None] | None) -> data.Images:
-    """Open the data set of a resolved recipe.
+    """Open the dataset of a resolved recipe.
 
     Raises:
         ValueError: If it is smaller than a batch, or as for `data.load`.

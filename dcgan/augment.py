@@ -1,4 +1,4 @@
-"""Differentiable augmentation for small data sets (Zhao et al., 2020, https://arxiv.org/abs/2006.10738).
+"""Differentiable augmentation for small datasets (Zhao et al., 2020, https://arxiv.org/abs/2006.10738).
 
 Real and generated images are augmented alike wherever the discriminator sees them, and the generator learns
 through the augmentation, so that its images do not show it. Shapes: N batch, K channels, H height, W width; images

@@ -31,7 +31,7 @@ from dcgan.architectures import ARCHITECTURES
 _DEFAULTS = {"image_size": 64, "channels": 3, "base_channels": 64, "d_base_channels": 64, "batch_size": 128}
 _GREY_32 = {"image_size": 32, "channels": 1}
 _COLOUR_32 = {"image_size": 32, "channels": 3}
-# Defaults of single data sets. The digits are few and small: two minutes on two cores.
+# Defaults of single datasets. The digits are few and small: two minutes on two cores.
 _DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {**_GREY_32, "d_base_channels": 32, "batch_size": 64, "steps": 1000, "augment": ("translation",)},
     "mnist": _GREY_32,
@@ -62,14 +62,14 @@ class Recipe:
     """Everything that decides what a run computes, and how often it reports.
 
     Args:
-        data: Data set to train on.
-        root: Folder that holds the data set, or that it is downloaded to.
+        data: Dataset to train on.
+        root: Folder that holds the dataset, or that it is downloaded to.
         classes: LSUN classes to train on, such as bedroom.
-        image_size: Side of the images in pixels, or HEIGHTxWIDTH; the default depends on the data set.
-        channels: 1 for grey, 3 for colour, 4 for colour and alpha; the default depends on the data set.
+        image_size: Side of the images in pixels, or HEIGHTxWIDTH; the default depends on the dataset.
+        channels: 1 for grey, 3 for colour, 4 for colour and alpha; the default depends on the dataset.
         resize: Scale the shorter side and crop to the centre, or squash the image to the shape.
         flip: Mirror half of the images at random.
-        cache: Decode the data set once into a packed file; otherwise decode each image every time it is used.
+        cache: Decode the dataset once into a packed file; otherwise decode each image every time it is used.
         cache_dir: Folder of the packed files; by default ~/.cache/dcgan.
         workers: Number of threads that decode images; by default one per core.
         skip_bad: Skip files that cannot be decoded instead of stopping.
@@ -91,7 +91,7 @@ class Recipe:
         generator: Run, folder or Hub repository to load the generator from.
         discriminator: Run, folder or Hub repository to load the discriminator from.
         steps: Number of training steps, one batch each.
-        epochs: Number of passes over the data set, instead of steps; 25 if neither is given.
+        epochs: Number of passes over the dataset, instead of steps; 25 if neither is given.
         batch_size: Number of images per batch; by default 128, or 64 for digits.
         loss: Loss of both networks.
         lr: Learning rate of Adam.
@@ -105,7 +105,7 @@ class Recipe:
         label_smoothing: How far the discriminator's target for real images lies below 1.
         gradient_penalty: Weight of the gradient penalty; 10 is usual with the wasserstein loss.
         r1: Weight of the R1 penalty.
-        augment: Differentiable augmentations, for small data sets; by default translation for digits, else none.
+        augment: Differentiable augmentations, for small datasets; by default translation for digits, else none.
         ema_decay: Decay of the generator's moving average, which is sampled and saved; none keeps no average.
         precision: Floating-point format to compute in; weights stay in fp32.
         compile: How to speed up steps on a CUDA device. graph captures each step as a CUDA graph; full also compiles

@@ -45,7 +45,7 @@ class Run:
         folder: Where its files are.
         recipe: What it computes, resolved.
         trainer: The networks and their optimisers.
-        images: The data set.
+        images: The dataset.
         batch_size: Number of images per step.
         steps: Number of steps to train in total.
     """
@@ -74,11 +74,11 @@ class Run:
         Args:
             recipe: What to compute.
             folder: A new or empty folder; by default `runs/DATA`, with a number if that is taken.
-            progress: Called with the number of images decoded so far and their total, while a data set is packed.
+            progress: Called with the number of images decoded so far and their total, while a dataset is packed.
 
         Raises:
             FileExistsError: If the folder is not empty.
-            ValueError: If the recipe, the data set and the networks to start from do not fit together.
+            ValueError: If the recipe, the dataset and the networks to start from do not fit together.
             OSError: If the folder cannot be written.
         """
         _expect_empty(folder)
@@ -113,7 +113,7 @@ class Run:
         Raises:
             FileNotFoundError: If the folder holds no run or no checkpoint.
             ValueError: If the recipe changes another field or asks for fewer steps than are done, or the number of
-                images in the data set has changed.
+                images in the dataset has changed.
         """
         if not (stored_path := folder / "recipe.yaml").is_file():
             raise FileNotFoundError(f"{folder} is not the folder of a run: it has no recipe.yaml")
@@ -137,7 +137,7 @@ class Run:
         state = checkpoint.load(checkpoint.list_states(self.folder / "state")[-1])
         if len(self.images) != state["images"]:
             raise ValueError(
-                f"the data set has {len(self.images)} images, but had {state['images']} when training began"
+                f"the dataset has {len(self.images)} images, but had {state['images']} when training began"
             )
         self.trainer.load_state_dict(state["trainer"])
         if self.trainer.steps > self.steps:

@@ -99,7 +99,7 @@ def test_the_trainer_gets_every_setting(monkeypatch):
     }
 
 
-def test_the_data_set_is_opened_as_the_recipe_says(monkeypatch):
+def test_the_dataset_is_opened_as_the_recipe_says(monkeypatch):
     got = {}
     original = data.load
 

@@ -90,7 +90,7 @@ def test_a_printed_recipe_read_again_is_the_same(file, recipe):
 
 @pytest.mark.parametrize("data", get_args(DatasetName))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_data_set_and_architecture_resolves(data, architecture):
+def test_every_dataset_and_architecture_resolves(data, architecture):
     recipe = Recipe(data=data, architecture=architecture).resolve()
     small = (
         data in {"digits", "mnist", "fashion-mnist", "cifar10", "svhn"} or "image_size" in ARCHITECTURES[architecture]

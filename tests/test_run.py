@@ -367,7 +367,7 @@ def test_a_broken_state_is_named(tmp_path):
         Run.resume(folder)
 
 
-def test_a_data_set_that_changed_is_noticed(tmp_path):
+def test_a_dataset_that_changed_is_noticed(tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for index in range(6):
@@ -375,7 +375,7 @@ def test_a_data_set_that_changed_is_noticed(tmp_path):
     recipe = TINY.replace(data="folder", root=pictures, batch_size=4, steps=2, channels=1)
     folder = start_and_stop(recipe, tmp_path / "run")
     (pictures / "5.png").unlink()
-    with pytest.raises(ValueError, match="the data set has 5 images, but had 6 when training began"):
+    with pytest.raises(ValueError, match="the dataset has 5 images, but had 6 when training began"):
         Run.resume(folder)
 
 

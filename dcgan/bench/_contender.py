@@ -122,7 +122,7 @@ class Tutorial(Contender):
                 shuffle=True,
                 drop_last=True,
                 num_workers=2,
-                persistent_workers=True,  # unlike the tutorial: a small data set would mostly wait for workers to start
+                persistent_workers=True,  # unlike the tutorial: a small dataset would mostly wait for workers to start
             )
         for images, _ in self.loader:
             yield images.to(self.device)

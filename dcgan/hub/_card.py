@@ -25,7 +25,7 @@ def model_card(
         name: Title, such as `"organisation/dcgan-celeba"`, and what the example loads.
         config: The network's arguments.
         architecture: Name of the published architecture that it is a version of.
-        dataset: Data set that it was trained on.
+        dataset: Dataset that it was trained on.
         steps: Number of training steps.
         batch_size: Images per step.
         recipe: The run's recipe, in YAML.
