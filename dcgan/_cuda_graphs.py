@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,13 +21,6 @@ Step = Callable[..., dict[str, Tensor]]
 
 WARM_UP_CALLS = 3  # before the capture: libraries choose kernels and optimisers make their state in the first ones
 MAX_GRAPHS = 8  # each holds a step's memory
-
-
-class Graph(Protocol):
-    """Kernels that can be launched again, on the current contents of their input tensors."""
-
-    def replay(self) -> None:
-        """Launch them."""
 
 
 class CudaGraphStep:
@@ -105,7 +97,7 @@ class CudaGraphStep:
             yield obstacles
         torch.cuda.current_stream(self._device).wait_stream(stream)
 
-    def capture(self, body: Callable[[], None]) -> Graph:
+    def capture(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Capture what `body` launches, without executing it.
 
         Raises:
@@ -138,7 +130,7 @@ class _Replay:
     def __init__(
         self,
         step: Step,
-        capture: Callable[[Callable[[], None]], Graph],
+        capture: Callable[[Callable[[], None]], torch.cuda.CUDAGraph],
         mode: Hashable,
         tensors: tuple[Tensor, ...],
     ):

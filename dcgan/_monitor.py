@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 # What may turn non-finite, in the order of blame: each explains the ones after it.
 _SOURCES = ("real images", "generator", "discriminator")
-_ENOUGH_IMAGES = 16
+_MIN_IMAGES_TO_WARN = 16
 _LARGEST_NORMALISED = 16.0  # standardised images reach about 3; images in 0 ... 255 are far beyond
 
 
@@ -95,7 +95,7 @@ class StepMonitor:
             warning = range_mismatch(low, high, self._value_range)
             if warning and high > _LARGEST_NORMALISED:
                 raise ValueError(warning)
-            if warning and (low < 0 or len(real) >= _ENOUGH_IMAGES):  # one image may well be bright all over
+            if warning and (low < 0 or len(real) >= _MIN_IMAGES_TO_WARN):  # one image may well be bright all over
                 self._warn(warning)
 
     def _warn(self, warning: str) -> None:

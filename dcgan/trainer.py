@@ -84,13 +84,6 @@ class Trainer(Generic[G, D]):
         seed: Seed of all randomness in `step`.
 
     Attributes:
-        generator: The generator, as given.
-        discriminator: The discriminator, as given.
-        ema: The generator's moving average, in evaluation mode, or None. Estimate its BatchNorm statistics with
-            `ema.estimate_batchnorm_statistics` before it is scored or published.
-        g_optimizer: The generator's optimiser.
-        d_optimizer: The discriminator's optimiser.
-        loss: The loss.
         device: Device of the networks.
         seed: The seed.
         steps: Number of steps done.
@@ -333,7 +326,10 @@ class Trainer(Generic[G, D]):
 
     @property
     def ema(self) -> G | None:
-        """The generator's moving average, in evaluation mode; None if none is kept."""
+        """The generator's moving average, in evaluation mode; None if none is kept.
+
+        Estimate its BatchNorm statistics with `ema.estimate_batchnorm_statistics` before it is scored or published.
+        """
         return self._ema
 
     @property

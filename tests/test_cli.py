@@ -139,7 +139,7 @@ def test_lines_of_help_stand_alone(dcgan_says, command):
         ("bench --workload steps", 'Did you mean "step"?'),
     ],
 )
-def test_a_wrong_name_is_answered_with_the_right_one(dcgan_says, arguments, message):
+def test_a_wrong_name_suggests_the_right_one(dcgan_says, arguments, message):
     code, out, err = dcgan_says(*arguments.split())
     assert (code, out) == (2, "")
     assert message in err
@@ -161,7 +161,7 @@ def test_the_version_is_printed(dcgan_says):
         "train --print-recipe",
     ],
 )
-def test_help_and_typos_are_answered_without_torch(arguments):
+def test_help_and_typos_do_not_import_torch(arguments):
     code = "import sys; from dcgan.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     process = python("-c", code, *arguments.split())
     process.communicate(timeout=60)
@@ -334,7 +334,7 @@ def test_errors_have_their_exit_codes(error, before, running):
         assert type(caught.value) is expected
 
 
-def test_a_device_without_memory_is_answered_with_a_remedy():
+def test_a_device_out_of_memory_suggests_a_remedy():
     with pytest.raises(RunError, match=r"out of memory; try a smaller --batch-size \(3 GiB\)"), exit_on_error():
         raise torch.OutOfMemoryError("3 GiB")
 
@@ -356,7 +356,7 @@ def test_what_is_logged_while_a_run_is_built_is_shown(dcgan_says):
     assert "compile='full'" in err
 
 
-def test_the_second_interrupt_is_obeyed_at_once():
+def test_the_second_interrupt_stops_at_once():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), collect_signals() as received:
         signal.raise_signal(signal.SIGINT)
@@ -367,7 +367,7 @@ def test_the_second_interrupt_is_obeyed_at_once():
 
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_a_signal_saves_and_the_command_it_prints_goes_on(tmp_path, number):
+def test_a_signal_saves_and_the_printed_command_resumes(tmp_path, number):
     folder = tmp_path / "a run"
     process = python("-m", "dcgan", "train", *TINY, "--steps", 100_000, "--log-every", 1, "--out", folder)
     wait_for(folder / "metrics.jsonl", process)
@@ -388,7 +388,7 @@ def test_a_signal_saves_and_the_command_it_prints_goes_on(tmp_path, number):
 
 
 @posix
-def test_a_process_killed_at_any_moment_leaves_a_run_to_go_on_with(tmp_path):
+def test_a_process_killed_at_any_moment_leaves_a_run_that_resumes(tmp_path):
     folder = tmp_path / "run"
     every = ["--steps", 100_000, "--save-every", 1, "--sample-every", 1, "--log-every", 1]
     process = python("-m", "dcgan", "train", *TINY, *every, "--out", folder)

@@ -79,7 +79,7 @@ def test_one_recorded_step_from_any_point_of_a_run_equals_one_eager_step(steps):
     assert_same(captured, plain)
 
 
-def test_a_loaded_state_is_gone_on_with_though_its_tensors_are_others():
+def test_training_continues_from_a_loaded_state_with_other_tensors():
     captured, plain = trainer_of(captured=True), trainer_of(captured=False)
     for real in batches(8):
         captured.step(real)
@@ -103,7 +103,7 @@ def test_batches_of_another_size_and_kind_are_steps_of_their_own():
     assert_same(captured, plain)
 
 
-def test_a_new_learning_rate_is_obeyed():
+def test_a_new_learning_rate_takes_effect():
     captured, plain = trainer_of(captured=True), trainer_of(captured=False)
     for index, real in enumerate(batches(20)):
         for trainer in (captured, plain):
@@ -133,7 +133,7 @@ def test_a_learning_rate_that_changes_at_every_step_is_never_recorded():
     assert_same(captured, plain)
 
 
-def test_a_step_that_waits_for_the_device_runs_as_it_is_and_that_is_said_once(caplog):
+def test_a_step_that_waits_for_the_device_runs_eagerly_and_is_logged_once(caplog):
     trainer = trainer_of(captured=True, loss="hinge")
     update = trainer._cuda_graphs._step
 
@@ -175,7 +175,7 @@ def test_a_step_that_was_seen_to_wait_is_never_recorded(caplog):
     assert record.getMessage().endswith("cannot be captured (train.py, line 7, waits for the device)")
 
 
-def test_waits_are_noted_with_their_place_and_other_warnings_passed_on(monkeypatch):
+def test_waits_are_listed_by_line_and_other_warnings_passed_on(monkeypatch):
     modes = ["default"]
 
     def set_mode(mode):

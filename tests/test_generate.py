@@ -106,7 +106,7 @@ def test_other_files_in_the_folder_stay(model, out):
     assert contents(out)["notes.txt"] == b"mine"
 
 
-def test_a_file_is_no_folder_for_images(model, tmp_path, capsys):
+def test_a_file_is_not_a_folder_for_images(model, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     assert generate(model, "--out", tmp_path / "out") == 2
     assert "--out must be a folder, but" in capsys.readouterr().err
@@ -192,7 +192,7 @@ def test_an_interrupted_archive_leaves_the_old_one(model, tmp_path):
     assert contents(tmp_path) == {"images.npz": b"old"}
 
 
-def test_a_grid_and_a_folder_are_no_archives(model, tmp_path, capsys):
+def test_a_grid_and_a_folder_are_not_archives(model, tmp_path, capsys):
     assert generate(model, "--grid", "--out", tmp_path / "a.zip") == 2
     assert "--grid writes grid.png to a folder" in capsys.readouterr().err
     (tmp_path / "b.npz").mkdir()

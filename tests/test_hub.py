@@ -80,7 +80,7 @@ def test_a_saved_network_in_channels_last_is_the_same_network(saved, tmp_path):
         (lambda f: rename_key(f / "model.safetensors"), r"missing head.conv.weight; unexpected head.weight"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_reasons(saved, spoil, message):
+def test_misfits_are_refused_with_reasons(saved, spoil, message):
     folder, *_ = saved
     weights = folder / "model.safetensors"
     save_file(load_file(weights), weights)  # as other tools write it: without the configuration inside

@@ -37,7 +37,7 @@ def test_to_uint8_is_the_inverse_of_scaling_pixels():
     ("n", "columns", "gap"), [(1, None, 2), (4, None, 2), (5, 3, 1), (7, None, 0), (3, 9, 2), (6, 1, 3)]
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_grid_is_that_made_by_hand(n, columns, gap, channels):
+def test_a_grid_equals_one_made_by_hand(n, columns, gap, channels):
     batch = noise(n, channels, 4, 6)
     across = min(n, columns or int(np.ceil(np.sqrt(n))))
     down = -(-n // across)

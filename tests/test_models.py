@@ -380,7 +380,7 @@ def test_samples_in_bfloat16_are_close_and_of_the_networks_own_type():
 
 
 @pytest.mark.parametrize(("n", "sizes"), [(70, [32, 32, 6]), (3, [3])])
-def test_batches_are_of_the_weights_of_the_moment_of_the_call(n, sizes):
+def test_batches_have_the_weights_at_the_time_of_the_call(n, sizes):
     generator = randomize_batchnorms(Generator(image_size=16, base_channels=4, latent_dim=6)).float()
     expected = generator.sample(n, seed=1, start=5)
     batches = generator.sample_batches(n, seed=1, start=5, batch_size=32)

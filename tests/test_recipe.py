@@ -138,7 +138,7 @@ def test_options_that_decide_the_default_of_0_1_may_stand_on_the_command_line(ca
     assert Recipe.from_yaml(printed(capsys, "--config", file, "--base-channels", 8)).base_channels == 8
 
 
-def test_a_recipe_knows_no_command_line_library():
+def test_a_recipe_imports_no_command_line_library():
     code = "import dcgan.recipe, sys; sys.exit('cyclopts' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

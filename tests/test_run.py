@@ -126,7 +126,7 @@ def unbroken(tmp_path_factory):
     return start_and_stop(TINY, tmp_path_factory.mktemp("unbroken") / "run")
 
 
-def test_a_run_leaves_the_files_it_promises(unbroken):
+def test_a_run_writes_the_documented_files(unbroken):
     assert listing(unbroken) == sorted(
         [
             ".lock",
@@ -253,7 +253,7 @@ def test_a_run_resumed_by_another_process_equals_an_unbroken_one(tmp_path, name)
     assert computed(broken) == computed(whole)
 
 
-def test_a_run_of_0_1_goes_on_as_it_would_have_there(tmp_path):
+def test_a_run_of_0_1_continues_as_it_would_have_there(tmp_path):
     """The folder is one of 0.1 after 3 of 5 steps; the figures are those of its last 2."""
     folder = shutil.copytree(Path(__file__).parent / "data/run-0.1", tmp_path / "run")
     run = Run.resume(folder, Recipe.from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8")).replace(steps=5))
@@ -271,7 +271,7 @@ def test_a_run_of_0_1_goes_on_as_it_would_have_there(tmp_path):
     assert "g_channels" not in stored
 
 
-def test_a_run_with_a_recipe_of_0_1_goes_on_bit_for_bit(unbroken, tmp_path):
+def test_a_run_with_a_recipe_of_0_1_resumes_bit_for_bit(unbroken, tmp_path):
     folder = start_and_stop(TINY, tmp_path / "run", stop=11)
     path = folder / "recipe.yaml"
     text = path.read_text(encoding="utf-8")
@@ -351,7 +351,7 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(tmp_path):
     assert command(tmp_path / "log", "train", "--resume", run.folder) == 0
 
 
-def test_what_cannot_be_resumed_is_told_apart(tmp_path, unbroken):
+def test_reasons_not_to_resume_are_told_apart(tmp_path, unbroken):
     with pytest.raises(FileNotFoundError, match="is not the folder of a run: it has no recipe"):
         Run.resume(tmp_path)
     (tmp_path / "recipe.yaml").write_text(TINY.to_yaml())
@@ -379,7 +379,7 @@ def test_a_dataset_that_changed_is_noticed(tmp_path):
         Run.resume(folder)
 
 
-def test_networks_of_another_run_are_where_training_starts(unbroken, tmp_path):
+def test_training_starts_from_the_networks_of_another_run(unbroken, tmp_path):
     recipe = TINY.replace(generator=str(unbroken), discriminator=str(unbroken), image_size=None, ema_decay=None, seed=3)
     run = Run.start(recipe, tmp_path / "run")
     run.close()
@@ -399,7 +399,7 @@ def test_networks_of_another_size_are_refused(unbroken, tmp_path, network, field
     assert not (tmp_path / "run").exists()
 
 
-def test_samples_after_the_state_that_is_resumed_are_forgotten(tmp_path):
+def test_samples_later_than_the_resumed_state_are_removed(tmp_path):
     """A run that was killed had sampled on; a shorter cadence must not leave its pictures among the new ones."""
     run = Run.start(TINY, tmp_path / "run")
     steps = run.train()
@@ -434,7 +434,7 @@ def test_a_start_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_generator_of_half_precision_goes_on_in_full(tmp_path):
+def test_a_half_precision_generator_continues_in_full_precision(tmp_path):
     generator = Generator(image_size=16, channels=1, base_channels=4).half()
     generator.save_pretrained(tmp_path / "half")
     run = Run.start(TINY.replace(generator=str(tmp_path / "half"), steps=2), tmp_path / "run")
@@ -477,7 +477,7 @@ def test_a_run_killed_while_it_writes_ends_as_an_unbroken_one(tmp_path):
 
 
 @pytest.mark.parametrize("at", [1, 4, 9, 16, 22])
-def test_a_run_killed_as_it_starts_goes_on_or_says_to_start_again(tmp_path, at):
+def test_a_run_killed_as_it_starts_resumes_or_says_to_start_again(tmp_path, at):
     folder, log = tmp_path / "run", tmp_path / "log"
     assert command(log, "train", *options(EAGER), "--out", folder, kill_at=(str(folder), at)) == -signal.SIGKILL
     code = command(log, "train", "--resume", folder)

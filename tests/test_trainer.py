@@ -397,7 +397,7 @@ def test_iterate_stops_at_the_total_and_yields_every_step():
 # Divergence
 
 
-def test_divergence_is_pinned_on_the_step_and_the_network():
+def test_divergence_is_blamed_on_the_step_and_the_network():
     def diverged(spoil, at=2):
         generator, discriminator = networks()
         trainer = Trainer(generator, discriminator)
@@ -523,7 +523,7 @@ def test_a_refused_state_leaves_the_trainer_as_it_was():
     assert_identical(trainer.state_dict(), before)
 
 
-def test_optimisers_that_stepped_before_go_on_as_they_would_have():
+def test_optimisers_that_stepped_before_continue_as_they_would_have():
     """Fused Adam walks weights and moments side by side in memory, and the trainer changes the layout of weights."""
     results = []
     for fused in (True, False):
@@ -689,7 +689,7 @@ def test_dropout_and_noise_inside_the_networks_are_a_function_of_seed_and_step()
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_is_trained_cannot_be_swapped_unnoticed():
+def test_trained_parts_cannot_be_replaced_unnoticed():
     trainer = Trainer(*networks())
     for name in ("generator", "discriminator", "ema", "g_optimizer", "d_optimizer", "loss"):
         with pytest.raises(AttributeError, match=f"property {name!r} of 'Trainer' object has no setter"):
@@ -729,7 +729,7 @@ def test_fit_trains_and_says_when_it_cannot(caplog):
     assert "nothing to train: 7 of 7 steps are done" in caplog.text
 
 
-def test_batches_that_cannot_be_meant_are_named(caplog):
+def test_likely_mistakes_in_batches_are_named(caplog):
     images, labels = batches(1)[0], torch.zeros(8)
     with pytest.raises(TypeError, match=r"got a list: pass only the images of a loader's \(images, labels\)"):
         Trainer(*networks()).step([images, labels])
@@ -751,7 +751,7 @@ def test_batches_that_cannot_be_meant_are_named(caplog):
     assert "but the generator's in [0, 1]" in caplog.text
 
 
-def test_images_on_a_device_are_judged_by_what_the_steps_noted(caplog):
+def test_images_on_a_device_are_checked_by_the_recorded_ranges(caplog):
     trainer = Trainer(*networks())
     trainer._monitor.expect_range = lambda _: None  # as for a batch that is on the device already
     for real in batches(3):
@@ -874,7 +874,7 @@ def test_a_network_left_in_evaluation_mode_is_named_once(caplog):
     assert caplog.messages == ["training the generator in evaluation mode: call its train() after eval()"]
 
 
-def test_ranges_are_looked_at_again_after_loading(caplog):
+def test_ranges_are_checked_again_after_loading(caplog):
     trainer = Trainer(*networks())
     trainer.fit(batches(2), 12)
     resumed = Trainer(*networks())
