@@ -139,7 +139,7 @@ def warn_about_discriminator(discriminator: nn.Module, loss: LossName | Loss, pe
 
 
 def warn_about_modes(generator: nn.Module, discriminator: nn.Module, warned: set[str]) -> None:
-    """Warn, once, of a network that was put into evaluation mode as a whole, and not back."""
+    """Warn, once, of a network that was put into evaluation mode as a whole and left there."""
     for name, network in (("generator", generator), ("discriminator", discriminator)):
         if not network.training and name not in warned:
             warned.add(name)
@@ -166,7 +166,7 @@ def expect_images(real: object) -> Tensor:
 
 
 def _last_layer(network: nn.Module) -> nn.Module:
-    """Return the layer that computes a network's output, or the network itself where only its code tells."""
+    """Return the layer that computes a network's output, or the network itself if only its code shows it."""
     while type(network) is nn.Sequential and len(network):
         network = network[-1]
     return network

@@ -311,7 +311,7 @@ class Trainer(Generic[G, D]):
         self._batches_seen = 0
         loaded = dict(self._hyperparameters())
         for name, was in hyperparameters:
-            if (now := loaded.get(name, was)) != was:  # a scheduler may have added settings, or had
+            if (now := loaded.get(name, was)) != was:  # a scheduler may have added settings to either
                 logger.warning("the loaded state sets %s to %s, which was %s", name, now, was)
 
     @property
