@@ -129,7 +129,7 @@ class Trainer(Generic[G, D]):
         self._latent_shape, self._latent, value_range = _checks.latents_and_range(generator, latent_dim, latent)
         self._value_range = value_range or (-1.0, 1.0)
         self._precision, self._schedule, self._d_steps = precision, schedule, d_steps
-        self._max_grad_norm, self._ema_decay = max_grad_norm, ema_decay
+        self._max_grad_norm, self._ema_decay = max_grad_norm, ema_decay or 0.0
 
         self._loss = get_loss(loss, label_smoothing=label_smoothing)
         self._augmentations = get_augmentations(augmentations)
@@ -160,8 +160,8 @@ class Trainer(Generic[G, D]):
         self._batches_seen = 0  # since the trainer was built or loaded
         self._warned: set[str] = set()
         self._monitor = StepMonitor(self.device, value_range, expects_logits=self._loss.score is probability)
-        self._generate: Callable[[Tensor], Tensor] = generator
-        self._discriminate: Callable[[Tensor], Tensor] = discriminator
+        self._g_forward: Callable[[Tensor], Tensor] = generator  # compiled, where that was asked for
+        self._d_forward: Callable[[Tensor], Tensor] = discriminator
         self._compile, self._cuda_graphs = compile, None
         if self.device.type == "cuda" and compile != "off":
             self._cuda_graphs = CudaGraphStep(self._train_on, self.device, self._rng)
@@ -198,10 +198,10 @@ class Trainer(Generic[G, D]):
     def _train_on(self, turns: tuple[bool, bool], real: Tensor, z: Tensor) -> dict[str, Tensor]:
         """Do what a step computes on the device, all that a CUDA graph holds."""
         train_d, train_g = turns
-        real = self._scale(real)
+        real = self._as_float(real)
         metrics: dict[str, Tensor] = {}
         with torch.set_grad_enabled(mode=train_g), self._autocast():
-            fake = self._generate(z)  # (N, K, H, W)
+            fake = self._g_forward(z)  # (N, K, H, W)
 
         if train_d:
             # Real and fake pass apart: one BatchNorm batch would tell the discriminator which is which.
@@ -216,15 +216,44 @@ class Trainer(Generic[G, D]):
             # Against the updated discriminator, whose own gradients would be computed only to be thrown away.
             with _optim.freeze(self._discriminator):
                 with self._autocast():
-                    d_fake = self._logits(fake)  # (N,)
-                g_loss = self._loss.generator(d_fake)
+                    logits = self._logits(fake)  # (N,)
+                g_loss = self._loss.generator(logits)
                 _optim.backward_and_step(self._g_optimizer, self.g_scaler, g_loss, max_grad_norm=self._max_grad_norm)
-            if self._ema is not None and self._ema_decay is not None:
+            if self._ema is not None:
                 update_average(self._ema, self._generator, ema_weight(self._step_count, self._ema_decay))
             metrics |= {"g_loss": g_loss}
 
-        self._monitor.record(self._step_count, real, fake, losses=[metrics[name] for name in metrics if "loss" in name])
+        losses = [value for name, value in metrics.items() if name.endswith("_loss")]
+        self._monitor.record(self._step_count, real, fake, losses=losses)
         return {name: value.detach() for name, value in metrics.items()}
+
+    def _turns(self) -> tuple[bool, bool]:
+        """Return whether this step trains the discriminator, and whether it trains the generator."""
+        if self._schedule == "alternate":
+            train_g = self.steps % (self._d_steps + 1) == 0
+            return not train_g, train_g
+        return True, (self.steps + 1) % self._d_steps == 0
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits = self._d_forward(self._augment(images)).flatten()  # (N,)
+        self._monitor.record_logits(logits)
+        return logits
+
+    def _penalty(self, real: Tensor, fake: Tensor) -> Tensor | float:
+        def logits(images: Tensor) -> Tensor:
+            # A compiled network can be differentiated only once.
+            outputs: Tensor = self._discriminator(self._augment(images))
+            return outputs.flatten()  # (N,)
+
+        # Penalties are differentiated twice, which half precision does not survive.
+        with torch.autocast(self.device.type, enabled=False):
+            fake = fake.to(real.dtype)
+            return sum(weight * penalty(logits, real, fake, self._rng) for weight, penalty in self._penalties)
+
+    def _augment(self, images: Tensor) -> Tensor:
+        for augmentation in self._augmentations:
+            images = augmentation(images, self._rng)
+        return images.contiguous(memory_format=self._image_format)
 
     def fit(self, batches: Iterable[Tensor], steps: int) -> None:
         """Train until `steps` are done in total, counted from the first one; `iterate` also yields the metrics.
@@ -347,34 +376,6 @@ class Trainer(Generic[G, D]):
         """The loss, with label smoothing applied."""
         return self._loss
 
-    def _turns(self) -> tuple[bool, bool]:
-        """Return whether this step trains the discriminator, and whether it trains the generator."""
-        if self._schedule == "alternate":
-            train_g = self.steps % (self._d_steps + 1) == 0
-            return not train_g, train_g
-        return True, (self.steps + 1) % self._d_steps == 0
-
-    def _logits(self, images: Tensor) -> Tensor:
-        logits = self._discriminate(self._augment(images)).flatten()  # (N,)
-        self._monitor.record_logits(logits)
-        return logits
-
-    def _penalty(self, real: Tensor, fake: Tensor) -> Tensor | float:
-        def logits(images: Tensor) -> Tensor:
-            # A compiled network can be differentiated only once.
-            outputs: Tensor = self._discriminator(self._augment(images))
-            return outputs.flatten()  # (N,)
-
-        # Penalties are differentiated twice, which half precision does not survive.
-        with torch.autocast(self.device.type, enabled=False):
-            fake = fake.to(real.dtype)
-            return sum(weight * penalty(logits, real, fake, self._rng) for weight, penalty in self._penalties)
-
-    def _augment(self, images: Tensor) -> Tensor:
-        for augmentation in self._augmentations:
-            images = augmentation(images, self._rng)
-        return images.contiguous(memory_format=self._image_format)
-
     def _prepare(self, real: Tensor) -> Tensor:
         real = _checks.expect_images(real)
         _checks.expect_in_place("generator", self._generator, self._g_trained)
@@ -388,7 +389,7 @@ class Trainer(Generic[G, D]):
         self._step_count.fill_(self.steps)
         return real.to(self.device, non_blocking=True).contiguous(memory_format=self._image_format)
 
-    def _scale(self, real: Tensor) -> Tensor:
+    def _as_float(self, real: Tensor) -> Tensor:
         return from_uint8(real, self._value_range, self._dtype) if real.dtype == torch.uint8 else real.to(self._dtype)
 
     @property
@@ -419,8 +420,8 @@ class Trainer(Generic[G, D]):
         if not can_compile(self.device):
             return
         # As separate functions: the networks themselves stay uncompiled.
-        self._generate = torch.compile(self._generator, dynamic=False)
-        self._discriminate = torch.compile(self._discriminator, dynamic=False)
+        self._g_forward = torch.compile(self._generator, dynamic=False)
+        self._d_forward = torch.compile(self._discriminator, dynamic=False)
         self._cuda_graphs.reset()
         logger.info("compiling the networks: unless that was done before, the first steps take about a minute")
 

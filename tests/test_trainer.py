@@ -848,9 +848,9 @@ def test_the_order_of_registration_says_nothing_about_the_output(caplog):
     pixels = torch.randint(0, 256, (16, 1, 16, 16), dtype=torch.uint8)
     gated = Gated(nn.Linear(6, 256), nn.Tanh(), nn.Unflatten(1, (1, 16, 16)))
     trainer = Trainer(gated, Gated(nn.Flatten(), nn.Linear(256, 1)), latent_dim=6)
-    assert trainer._scale(pixels).min() < -0.9
+    assert trainer._as_float(pixels).min() < -0.9
     wider = Wider(latent_dim=6, output="sigmoid", **TINY)
-    assert Trainer(wider, Discriminator(**TINY))._scale(pixels).min() >= 0
+    assert Trainer(wider, Discriminator(**TINY))._as_float(pixels).min() >= 0
     trainer.step(pixels / 127.5 - 1)
     trainer.check()
     assert not caplog.messages
