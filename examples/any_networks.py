@@ -34,8 +34,8 @@ def ring(n: int) -> torch.Tensor:
 
 
 torch.manual_seed(0)
-for metrics in trainer.iterate((ring(256) for _ in range(1500)), steps=1500):
-    if trainer.steps % 300 == 0:
+for metrics in trainer.iterate((ring(256) for _ in range(1000)), steps=1000):
+    if trainer.steps % 200 == 0:
         print(f"step {trainer.steps}: critic's loss {metrics['d_loss'].item():.3f}")
 
 with torch.no_grad():

@@ -18,7 +18,7 @@ def blobs(n: int, side: int = 16) -> torch.Tensor:
 
 
 torch.manual_seed(0)
-loader = DataLoader(TensorDataset(blobs(2048)), batch_size=32, shuffle=True, drop_last=True)
+loader = DataLoader(TensorDataset(blobs(1024)), batch_size=32, shuffle=True, drop_last=True)
 generator = Generator(image_size=16, channels=1, latent_dim=16, base_channels=16)
 discriminator = Discriminator(image_size=16, channels=1, base_channels=16)
 trainer = Trainer(generator, discriminator)

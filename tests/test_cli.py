@@ -366,7 +366,9 @@ def test_the_second_interrupt_stops_at_once():
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=["SIGINT", "SIGTERM"]
+)
 def test_a_signal_saves_and_the_printed_command_resumes(tmp_path, number):
     folder = tmp_path / "a run"
     process = python("-m", "dcgan", "train", *TINY, "--steps", 100_000, "--log-every", 1, "--out", folder)

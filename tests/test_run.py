@@ -244,7 +244,13 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# Every option of the trainer is resumed in its own tests; here it is the run around it.
+_QUICK = ("plain", "streamed", "penalties")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in _QUICK else pytest.mark.slow) for name in RECIPES]
+)
 def test_a_run_resumed_by_another_process_equals_an_unbroken_one(tmp_path, name):
     recipe = TINY.replace(**RECIPES[name])
     whole = start_and_stop(recipe, tmp_path / "whole")
@@ -476,7 +482,7 @@ def test_a_run_killed_while_it_writes_ends_as_an_unbroken_one(tmp_path):
     assert not list(folder.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("at", [1, 4, 9, 16, 22])
+@pytest.mark.parametrize("at", [1, 9, 22, *(pytest.param(at, marks=pytest.mark.slow) for at in (4, 16))])
 def test_a_run_killed_as_it_starts_resumes_or_says_to_start_again(tmp_path, at):
     folder, log = tmp_path / "run", tmp_path / "log"
     assert command(log, "train", *options(EAGER), "--out", folder, kill_at=(str(folder), at)) == -signal.SIGKILL
@@ -489,7 +495,7 @@ def test_a_run_killed_as_it_starts_resumes_or_says_to_start_again(tmp_path, at):
         assert code == 0, log.read_text()
 
 
-@pytest.mark.parametrize("limit", [1_000, 150_000])
+@pytest.mark.parametrize("limit", [pytest.param(1_000, marks=pytest.mark.slow), 150_000])
 def test_a_full_disk_stops_a_run_and_names_the_file(tmp_path, limit):
     """A limit on the size of files stands in for the disk: the write itself fails."""
     folder, log = tmp_path / "run", tmp_path / "log"

@@ -857,7 +857,7 @@ def test_the_order_of_registration_says_nothing_about_the_output(caplog):
 
 
 def test_plain_critics_raise_no_false_alarm(caplog):
-    for seed in range(5):
+    for seed in range(2):
         torch.manual_seed(seed)
         critic = nn.Sequential(
             nn.Conv2d(1, 8, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(8, 8, 4, 2, 1), nn.Flatten(), nn.Linear(128, 1)
