@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from dcgan import _optim
 from dcgan._choices import CompileMode, Distribution, LossName, Precision, Schedule
 from dcgan.ema import BATCH_NORMS
+from dcgan.images import VALUE_RANGES
 from dcgan.losses import Loss
 
 logger = logging.getLogger(__name__)
@@ -85,8 +86,8 @@ def latents_and_range(
     latent = latent or config.get("latent", "normal")
     expect_choice("latent", latent, Distribution)
     shape = (latent_dim,) if isinstance(latent_dim, int) else tuple(latent_dim)
-    ranges = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), nn.Tanh: (-1.0, 1.0), nn.Sigmoid: (0.0, 1.0)}
-    return shape, latent, ranges.get(config.get("output", type(_last_layer(generator))))
+    output = config.get("output", type(_last_layer(generator)).__name__.lower())
+    return shape, latent, VALUE_RANGES.get(output)
 
 
 def trained_parameters(name: str, network: nn.Module, optimizer: Optimizer) -> list[nn.Parameter]:

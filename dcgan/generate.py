@@ -90,8 +90,7 @@ def sample_uint8(generator: Generator, n: int, **options: Any) -> Tensor:
 
 
 def _pixels(generator: Generator, batch: Tensor) -> Tensor:
-    value_range = (0.0, 1.0) if generator.config["output"] == "sigmoid" else (-1.0, 1.0)
-    return images.to_uint8(batch, value_range).cpu()
+    return images.to_uint8(batch, images.VALUE_RANGES[generator.config["output"]]).cpu()
 
 
 def _batches(generator: Generator, n: int, options: dict[str, Any]) -> Iterator[np.ndarray]:

@@ -16,6 +16,9 @@ from torch.nn.functional import pad
 
 from dcgan._files import atomic_write
 
+VALUE_RANGES = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
+"""Range of a generator's images, by its `output`."""
+
 
 def to_uint8(images: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
     """Scale images of any shape from `value_range` to uint8, rounded and clipped."""

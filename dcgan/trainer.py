@@ -19,7 +19,7 @@ from dcgan._modules import copy_module
 from dcgan._monitor import StepMonitor
 from dcgan._precision import autocast, grad_scaler
 from dcgan._random import global_seed
-from dcgan.augment import Augmentation, get_augmentations
+from dcgan.augment import Augmentation, augment, get_augmentations
 from dcgan.ema import ema_weight, update_average
 from dcgan.images import from_uint8
 from dcgan.latents import derive_seed, sample_latents
@@ -251,8 +251,7 @@ class Trainer(Generic[G, D]):
             return sum(weight * penalty(logits, real, fake, self._rng) for weight, penalty in self._penalties)
 
     def _augment(self, images: Tensor) -> Tensor:
-        for augmentation in self._augmentations:
-            images = augmentation(images, self._rng)
+        images = augment(images, self._augmentations, self._rng)
         return images.contiguous(memory_format=self._image_format)
 
     def fit(self, batches: Iterable[Tensor], steps: int) -> None:
