@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dcgan import data
+from dcgan._devices import best_device
 from dcgan.models import Discriminator, Generator
 from dcgan.recipe import Recipe
 from dcgan.trainer import Trainer
@@ -29,7 +30,7 @@ def select_device(name: str) -> torch.device:
         ValueError: If the device is not available.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return best_device()
     try:
         torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts

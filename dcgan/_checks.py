@@ -1,7 +1,7 @@
 """Checks of the arguments and inputs of `Trainer`."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -10,8 +10,10 @@ from torch.optim import Optimizer
 
 from dcgan import _optim
 from dcgan._choices import CompileMode, Distribution, LossName, Precision, Schedule
+from dcgan._distributed import process_count
 from dcgan.ema import BATCH_NORMS
 from dcgan.images import VALUE_RANGES
+from dcgan.latents import LatentSampler
 from dcgan.losses import Loss
 
 logger = logging.getLogger(__name__)
@@ -70,8 +72,8 @@ def common_device(*networks: nn.Module) -> torch.device:
 
 
 def latents_and_range(
-    generator: nn.Module, latent_dim: int | tuple[int, ...] | None, latent: Distribution | None
-) -> tuple[tuple[int, ...], Distribution, tuple[float, float] | None]:
+    generator: nn.Module, latent_dim: int | tuple[int, ...] | None, latent: Distribution | LatentSampler | None
+) -> tuple[tuple[int, ...], Distribution | LatentSampler, tuple[float, float] | None]:
     """Return the shape of a generator's latents, their distribution, and the range of its images if known.
 
     Raises:
@@ -84,7 +86,8 @@ def latents_and_range(
     if latent_dim is None:
         raise TypeError("latent_dim is needed for a generator without config['latent_dim']")
     latent = latent or config.get("latent", "normal")
-    expect_choice("latent", latent, Distribution)
+    if not callable(latent):
+        expect_choice("latent", latent, Distribution)
     shape = (latent_dim,) if isinstance(latent_dim, int) else tuple(latent_dim)
     output = config.get("output", type(_last_layer(generator)).__name__.lower())
     return shape, latent, VALUE_RANGES.get(output)
@@ -147,23 +150,86 @@ def warn_about_modes(generator: nn.Module, discriminator: nn.Module, warned: set
             logger.warning("training the %s in evaluation mode: call its train() after eval()", name)
 
 
-def expect_images(real: object) -> Tensor:
-    """Return a batch of images.
+def expect_unwrapped(g_optimizer: Optimizer, d_optimizer: Optimizer, precision: Precision) -> None:
+    """Check that with "fp16" neither optimiser is a framework's wrapper.
+
+    A gradient scaler leaves its scale on the optimiser that it is given, where the one inside would not find it.
 
     Raises:
-        TypeError: If it is not a tensor.
-        ValueError: If it has another shape or type.
+        ValueError: If one is.
     """
-    if not isinstance(real, Tensor):
-        hint = ""
-        if isinstance(real, list | tuple) and real and isinstance(real[0], Tensor):
-            hint = ": pass only the images of a loader's (images, labels)"
-        raise TypeError(f"real must be a tensor of images (N, K, H, W), got a {type(real).__name__}{hint}")
-    if real.dim() != 4 or not (real.is_floating_point() or real.dtype == torch.uint8):
-        raise ValueError(
-            f"real must be images (N, K, H, W), floating-point or uint8, got {tuple(real.shape)} of {real.dtype}"
+    for name, optimizer in (("g_optimizer", g_optimizer), ("d_optimizer", d_optimizer)):
+        if precision == "fp16" and isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+            raise ValueError(
+                f'{name} must be the optimiser itself with precision="fp16", got the wrapper '
+                f"{type(optimizer).__name__}: pass its `.optimizer`"
+            )
+
+
+def expect_processes(count: int) -> None:
+    """Check that there are as many processes as when the trainer was built.
+
+    Raises:
+        RuntimeError: If there are not.
+    """
+    if process_count() != count:
+        raise RuntimeError(
+            f"the trainer was built for {count} process(es), but the process group has {process_count()}, whose "
+            "networks would drift apart: build the trainer after torch.distributed.init_process_group"
         )
-    return real
+
+
+def expect_moments(name: str, optimizer: Optimizer, state: Mapping[str, Any], *, steps: int) -> None:
+    """Check that the state of an optimiser with moments, such as Adam, is not empty.
+
+    Raises:
+        ValueError: If it is, though the optimiser has trained.
+    """
+    if any("betas" in group for group in optimizer.param_groups) and not state.get("state", True):
+        raise ValueError(
+            f"the state is of step {steps}, but without the moments of the {name}: torch.distributed.checkpoint fills "
+            "only tensors that exist, so train each network of this trainer once before you load into it"
+        )
+
+
+def expect_images(batch: object) -> Tensor:
+    """Return the images of a batch: the batch itself, or the one tensor of images among its values.
+
+    Raises:
+        TypeError: If there is no such tensor, or more than one.
+        ValueError: If a tensor alone has another shape or type.
+    """
+    if isinstance(batch, Tensor):
+        if not _are_images(batch):
+            raise ValueError(
+                "the batch must be images (N, K, H, W), floating-point or uint8, got "
+                f"{tuple(batch.shape)} of {batch.dtype}"
+            )
+        return batch
+    if isinstance(batch, Mapping):
+        items = {f"{key!r}": value for key, value in batch.items()}
+    elif isinstance(batch, Sequence) and not isinstance(batch, str):
+        items = {f"item {index}": value for index, value in enumerate(batch)}
+    else:
+        raise TypeError(f"the batch must be a tensor of images (N, K, H, W), got a {type(batch).__name__}")
+    images = [name for name, value in items.items() if isinstance(value, Tensor) and _are_images(value)]
+    if len(images) != 1:
+        found = ", ".join(f"{name} ({_describe(value)})" for name, value in list(items.items())[:8])
+        several = f", in {' and '.join(images)}" if images else ""
+        raise TypeError(
+            "the batch must hold one tensor of images (N, K, H, W), floating-point or uint8, got a "
+            f"{type(batch).__name__} with {len(images)} of them{several}; it has {found or 'no items'}"
+        )
+    tensor: Tensor = items[images[0]]
+    return tensor
+
+
+def _are_images(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and (tensor.is_floating_point() or tensor.dtype == torch.uint8)
+
+
+def _describe(value: object) -> str:
+    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _last_layer(network: nn.Module) -> nn.Module:

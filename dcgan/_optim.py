@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dcgan._distributed import average
+
 # How an update is computed, which depends on the device and not on the training state.
 _IMPLEMENTATION_FLAGS = ("fused", "capturable", "foreach", "differentiable")
 
@@ -15,9 +17,13 @@ _IMPLEMENTATION_FLAGS = ("fused", "capturable", "foreach", "differentiable")
 def backward_and_step(
     optimizer: Optimizer, scaler: torch.amp.GradScaler, loss: Tensor, *, max_grad_norm: float | None = None
 ) -> None:
-    """Update an optimiser's parameters along the gradient of a loss, scaled against underflow and clipped if asked."""
+    """Update an optimiser's parameters along the gradient of a loss.
+
+    The gradient is scaled against underflow, averaged over all processes, and clipped if asked.
+    """
     optimizer.zero_grad()
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward without types
+    average(parameter.grad for parameter in parameters_of(optimizer) if parameter.grad is not None)
     if max_grad_norm is not None:
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(parameters_of(optimizer), max_grad_norm)
@@ -49,7 +55,7 @@ def hyperparameters(optimizer: Optimizer) -> Iterator[tuple[str, str]]:
         where = f" of group {index}" if len(optimizer.param_groups) > 1 else ""
         for name, value in group.items():
             if name != "params" and not isinstance(value, Tensor):
-                yield name + where, repr(value)
+                yield name + where, repr(float(value) if type(value) is int else value)  # 0 is as good as 0.0
 
 
 def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:

@@ -3,11 +3,16 @@
 Shapes: N batch, Z latent length.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from dcgan._choices import Distribution
+
+LatentSampler = Callable[[tuple[int, ...], torch.Generator], Tensor]
+"""Draws latents: a function of their shape, N first, and of a random generator on the device where they should be."""
 
 _BLOCK_SIZE = 256  # latents are drawn in whole blocks, so that latent i of a seed does not depend on their number
 
@@ -29,7 +34,7 @@ def derive_seed(*words: int) -> int:
 
 def sample_latents(
     shape: tuple[int, ...],
-    distribution: Distribution,
+    distribution: Distribution | LatentSampler,
     rng: torch.Generator,
     *,
     dtype: torch.dtype = torch.float32,
@@ -37,13 +42,18 @@ def sample_latents(
     """Draw latents from `rng`, on its device: N(0, 1) if "normal", U(-1, 1) if "uniform" (the paper, Section 4).
 
     Raises:
-        ValueError: If `distribution` is neither.
+        ValueError: If `distribution` is neither nor a function, or if the function returns another shape.
     """
+    if callable(distribution):
+        latents = distribution(shape, rng).to(rng.device, dtype)
+        if latents.shape != shape:
+            raise ValueError(f"the function that draws latents must return {shape}, got {tuple(latents.shape)}")
+        return latents
     if distribution == "normal":
         return torch.randn(shape, generator=rng, device=rng.device, dtype=dtype)
     if distribution == "uniform":
         return torch.rand(shape, generator=rng, device=rng.device, dtype=dtype) * 2 - 1
-    raise ValueError(f"distribution must be 'normal' or 'uniform', got {distribution!r}")
+    raise ValueError(f"distribution must be 'normal', 'uniform' or a function, got {distribution!r}")
 
 
 def seeded_latents(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from dcgan._compat import has_hooks
+from dcgan._devices import device_defaults
 from dcgan._modules import copy_module
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -27,10 +28,11 @@ class LatentProjection(nn.ConvTranspose2d):
     def forward(self, pixel: Tensor) -> Tensor:  # type: ignore[override]
         """Return the map."""
         _, width, height, _ = self.weight.shape
-        # In this order the weights are a view where they are channels-last, as is the result.
-        weight = rearrange(self.weight, "z m h w -> z (h w m)")
+        # The weights are a view in their own order, which is also that of the map and of all layers after it.
+        order = "h w m" if self.weight.is_contiguous(memory_format=torch.channels_last) else "m h w"
+        weight = rearrange(self.weight, f"z m h w -> z ({order})")
         flat = rearrange(pixel, "n z 1 1 -> n z") @ weight
-        result: Tensor = rearrange(flat, "n (h w m) -> n m h w", m=width, h=height)
+        result: Tensor = rearrange(flat, f"n ({order}) -> n m h w", m=width, h=height)
         return result if self.bias is None else result + self.bias[:, None, None]
 
 
@@ -81,7 +83,7 @@ _FUSIBLE = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, LatentProjection, SpaceToD
 
 
 def fuse_batchnorm(network: Network) -> Network:
-    """Return a copy in evaluation mode, channels-last, that computes the same with fewer layers.
+    """Return a copy in evaluation mode, laid out for its device, that computes the same with fewer layers.
 
     In evaluation mode a BatchNorm is an affine map of each channel, so its scale and shift can become those of the
     convolution or linear layer before it. This is done inside every `nn.Sequential` whose layers are plain: blocks
@@ -100,7 +102,8 @@ def fuse_batchnorm(network: Network) -> Network:
             if norm.affine and norm.running_mean is not None:
                 _fuse(layer, norm)
                 delattr(block, name)
-    return network.to(memory_format=torch.channels_last)
+    device = next(network.parameters()).device
+    return network.to(memory_format=device_defaults(device).memory_format)
 
 
 def _is_plain(module: Any, types: tuple[type, ...]) -> bool:

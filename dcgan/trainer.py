@@ -5,16 +5,17 @@ Shapes: N batch, Z latent length, K channels, H×W image size.
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from dcgan import _checks, _optim
+from dcgan import _checks, _distributed, _optim
 from dcgan._choices import AugmentationName, CompileMode, Distribution, LossName, Precision, Schedule
 from dcgan._cuda_graphs import CudaGraphStep, can_compile
+from dcgan._devices import device_defaults, to_memory_format
 from dcgan._modules import copy_module
 from dcgan._monitor import StepMonitor
 from dcgan._precision import autocast, grad_scaler
@@ -22,7 +23,7 @@ from dcgan._random import global_seed
 from dcgan.augment import Augmentation, augment, get_augmentations
 from dcgan.ema import ema_weight, update_average
 from dcgan.images import from_uint8
-from dcgan.latents import derive_seed, sample_latents
+from dcgan.latents import LatentSampler, derive_seed, sample_latents
 from dcgan.losses import PENALTIES, Loss, Penalty, get_loss, probability
 from dcgan.models import Discriminator, Generator
 
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 G = TypeVar("G", bound=nn.Module)
 D = TypeVar("D", bound=nn.Module)
+
+Batch = Tensor | Sequence[Any] | Mapping[str, Any]
+"""A tensor of images, or what a loader yields that holds one, such as `[images, labels]` or `{"image": ...}`."""
 
 _MIN_STEPS_TO_COMPILE = 20_000  # from about here compiling pays off
 _CHECK_EVERY = 100  # steps
@@ -50,6 +54,12 @@ class Trainer(Generic[G, D]):
     network before you freeze parts of it). Networks and optimisers cannot be replaced: for others, build another
     trainer.
 
+    In a process group (`torch.distributed`) of several processes, each with its own device and batches of one size,
+    the trainers of all processes are one: the first gives its weights to the others, latents are those that one
+    process would draw for the joint batch, and gradients and BatchNorm statistics are means over all processes, so
+    that the networks stay the same everywhere. Build the trainer after the process group. The networks need not be
+    wrapped; from a `DistributedDataParallel` the network inside is taken.
+
     Args:
         generator: Maps latents to images.
         discriminator: Maps images to logits of any shape, one per image.
@@ -59,8 +69,9 @@ class Trainer(Generic[G, D]):
         d_lr: Learning rate of the discriminator's Adam, if different.
         betas: Decay rates of both Adams.
         weight_decay: L2 added to the gradients of all parameters, as in the authors' code.
-        g_optimizer: Optimiser of the generator's parameters, instead of Adam, whose settings are then ignored. With
-            "fp16" on a GPU it should be a fused one: with any other, the scaler waits for the device.
+        g_optimizer: Optimiser of the generator's parameters, instead of Adam, whose settings are then ignored, or a
+            framework's wrapper around one, except with "fp16". With "fp16" on a GPU it should be a fused one: with
+            any other, the scaler waits for the device.
         d_optimizer: Optimiser of the discriminator's parameters, likewise.
         max_grad_norm: Clip the gradients of each network to this norm.
         d_steps: Updates of the discriminator for each of the generator.
@@ -74,7 +85,8 @@ class Trainer(Generic[G, D]):
         ema_decay: Decay of the generator's moving average, `ema`, reached gradually; None keeps no average.
         precision: "bf16" and "fp16" compute under autocast; weights, losses and averages stay as they are.
         latent_dim: Length of a latent, or its shape without N, for a generator without `config["latent_dim"]`.
-        latent: Distribution of the latents; by default `config["latent"]`, or N(0, 1) without one.
+        latent: Distribution of the latents, or a function that draws them; by default `config["latent"]`, or N(0, 1)
+            without one.
         memory_format: Format of both networks and their images, such as `torch.channels_last`. By default our own
             networks are channels-last on CPUs and CUDA devices, where that is faster, and all others keep their layout.
         compile: How to speed up steps on a CUDA device, with the same results up to rounding. "off": not at all;
@@ -91,7 +103,7 @@ class Trainer(Generic[G, D]):
     Raises:
         TypeError: If `latent_dim` is needed.
         ValueError: If an argument is out of range, the networks are on different devices, their weights are of half
-            precision, or an optimiser holds no parameter of its network.
+            precision, or an optimiser holds no parameter of its network, or is wrapped with "fp16".
     """
 
     def __init__(
@@ -118,13 +130,17 @@ class Trainer(Generic[G, D]):
         ema_decay: float | None = 0.999,
         precision: Precision = "fp32",
         latent_dim: int | tuple[int, ...] | None = None,
-        latent: Distribution | None = None,
+        latent: Distribution | LatentSampler | None = None,
         memory_format: torch.memory_format | None = None,
         compile: CompileMode = "auto",  # noqa: A002 - as torch.compile and Module.compile
         seed: int = 0,
     ):
         _checks.expect_options(locals())
+        generator = cast("G", _distributed.unwrap(generator))
+        discriminator = cast("D", _distributed.unwrap(discriminator))
         self.device = _checks.common_device(generator, discriminator)
+        self._defaults = device_defaults(self.device)
+        self._processes = _distributed.process_count()
         self.seed, self.steps = seed, 0
         self._latent_shape, self._latent, value_range = _checks.latents_and_range(generator, latent_dim, latent)
         self._value_range = value_range or (-1.0, 1.0)
@@ -138,17 +154,19 @@ class Trainer(Generic[G, D]):
         self._penalties += [(1.0, penalty) for penalty in penalties]
 
         self._generator, self._discriminator = generator, discriminator
-        _prepare_for_training(generator, memory_format, self.device)
-        self._image_format = _prepare_for_training(discriminator, memory_format, self.device)
+        _prepare_for_training(generator, memory_format, self._defaults.memory_format)
+        self._image_format = _prepare_for_training(discriminator, memory_format, self._defaults.memory_format)
+        _distributed.broadcast([generator, discriminator])
         _checks.warn_about_discriminator(discriminator, loss, weights)
         self._ema = None if ema_decay is None else copy_module(generator).eval().requires_grad_(requires_grad=False)
 
         adam: dict[str, Any] = {"betas": betas, "weight_decay": weight_decay}
-        adam |= {"fused": True, "capturable": self.device.type == "cuda"}
+        adam |= {"fused": self._defaults.fused_adam, "capturable": self._defaults.cuda_graphs}
         self._g_optimizer = g_optimizer or Adam(generator.parameters(), lr if g_lr is None else g_lr, **adam)
         self._d_optimizer = d_optimizer or Adam(discriminator.parameters(), lr if d_lr is None else d_lr, **adam)
         self._g_trained = _checks.trained_parameters("generator", generator, self._g_optimizer)
         self._d_trained = _checks.trained_parameters("discriminator", discriminator, self._d_optimizer)
+        _checks.expect_unwrapped(self._g_optimizer, self._d_optimizer, precision)
         _optim.match_memory_format(self._g_optimizer)
         _optim.match_memory_format(self._d_optimizer)
         # Each network has its own scale: an overflow of one must not hold back the other.
@@ -163,35 +181,36 @@ class Trainer(Generic[G, D]):
         self._g_forward: Callable[[Tensor], Tensor] = generator  # compiled, where that was asked for
         self._d_forward: Callable[[Tensor], Tensor] = discriminator
         self._compile, self._cuda_graphs = compile, None
-        if self.device.type == "cuda" and compile != "off":
+        if self._defaults.cuda_graphs and compile != "off":
             self._cuda_graphs = CudaGraphStep(self._train_on, self.device, self._rng)
         if compile == "full":
             self._compile_networks()
 
-    def step(self, real: Tensor) -> dict[str, Tensor]:
+    def step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the networks whose turn it is on one batch.
 
         Args:
-            real: Images `(N, K, H, W)`, floating-point in the generator's output range, or uint8.
+            batch: Images `(N, K, H, W)`, floating-point in the generator's output range, or uint8; or what a loader
+                yields that holds one such tensor, such as `[images, labels]` or `{"image": images}`.
 
         Returns:
             Detached scalars, left on the device: `d_loss`, `d_real` and `d_fake` (the mean D(x) and D(G(z)), in
             [0, 1] where the loss has probabilities) where the discriminator was trained, `g_loss` where the
-            generator was.
+            generator was. In several processes they are those of this one.
 
         Raises:
-            TypeError: If `real` is not a tensor.
-            ValueError: If `real` has another shape or type, or at the first step must be pixels in 0 ... 255.
-            RuntimeError: If parameters of a network were replaced since the trainer was built.
+            TypeError: If `batch` does not hold one tensor of images.
+            ValueError: If the images have another shape or type, or at the first step must be pixels in 0 ... 255.
+            RuntimeError: If parameters of a network were replaced, or a process group began or ended, since the
+                trainer was built.
         """
-        real = self._prepare(real)
-        self._rng.manual_seed(derive_seed(self.seed, self.steps, _TRAINER_STREAM))
-        z = sample_latents((len(real), *self._latent_shape), self._latent, self._rng, dtype=self._dtype)  # (N, Z)
-        with global_seed(derive_seed(self.seed, self.steps, _NETWORK_STREAM), self.device):
+        real = self._prepare(batch)
+        z = self._draw_latents(len(real))  # (N, Z)
+        with global_seed(self._derive_seed(_NETWORK_STREAM), self.device):
             if self._cuda_graphs is None:
-                metrics = self._train_on(self._turns(), real, z)
+                metrics = self._train_on(self._turns(self.steps), real, z)
             else:
-                metrics = self._cuda_graphs(self._turns(), real, z, hyperparameters=self._hyperparameters())
+                metrics = self._cuda_graphs(self._turns(self.steps), real, z, hyperparameters=self._hyperparameters())
         self.steps += 1
         return metrics
 
@@ -219,20 +238,37 @@ class Trainer(Generic[G, D]):
                     logits = self._logits(fake)  # (N,)
                 g_loss = self._loss.generator(logits)
                 _optim.backward_and_step(self._g_optimizer, self.g_scaler, g_loss, max_grad_norm=self._max_grad_norm)
-            if self._ema is not None:
-                update_average(self._ema, self._generator, ema_weight(self._step_count, self._ema_decay))
             metrics |= {"g_loss": g_loss}
+
+        _distributed.average_batchnorm_statistics([self._generator, self._discriminator])
+        if train_g and self._ema is not None:
+            update_average(self._ema, self._generator, ema_weight(self._step_count, self._ema_decay))
 
         losses = [value for name, value in metrics.items() if name.endswith("_loss")]
         self._monitor.record(self._step_count, real, fake, losses=losses)
         return {name: value.detach() for name, value in metrics.items()}
 
-    def _turns(self) -> tuple[bool, bool]:
-        """Return whether this step trains the discriminator, and whether it trains the generator."""
+    def _draw_latents(self, count: int) -> Tensor:
+        """Draw latents for `count` images: in several processes, this one's share of the draw for the joint batch."""
+        self._rng.manual_seed(derive_seed(self.seed, self.steps, _TRAINER_STREAM))
+        shape = (count * self._processes, *self._latent_shape)
+        z = sample_latents(shape, self._latent, self._rng, dtype=self._dtype)
+        if self._processes > 1:
+            z = z[count * _distributed.process_rank() :][:count]
+            self._rng.manual_seed(self._derive_seed(_TRAINER_STREAM))  # augmentations differ between processes
+        return z
+
+    def _derive_seed(self, stream: int) -> int:
+        """Return the seed of one of this step's streams of random numbers, in several processes one for each."""
+        process = (_distributed.process_rank(),) if self._processes > 1 else ()
+        return derive_seed(self.seed, self.steps, stream, *process)
+
+    def _turns(self, step: int) -> tuple[bool, bool]:
+        """Return whether a step trains the discriminator, and whether it trains the generator."""
         if self._schedule == "alternate":
-            train_g = self.steps % (self._d_steps + 1) == 0
+            train_g = step % (self._d_steps + 1) == 0
             return not train_g, train_g
-        return True, (self.steps + 1) % self._d_steps == 0
+        return True, (step + 1) % self._d_steps == 0
 
     def _logits(self, images: Tensor) -> Tensor:
         logits = self._d_forward(self._augment(images)).flatten()  # (N,)
@@ -252,9 +288,9 @@ class Trainer(Generic[G, D]):
 
     def _augment(self, images: Tensor) -> Tensor:
         images = augment(images, self._augmentations, self._rng)
-        return images.contiguous(memory_format=self._image_format)
+        return to_memory_format(images, self._image_format)
 
-    def fit(self, batches: Iterable[Tensor], steps: int) -> None:
+    def fit(self, batches: Iterable[Batch], steps: int) -> None:
         """Train until `steps` are done in total, counted from the first one; `iterate` also yields the metrics.
 
         Args:
@@ -270,7 +306,7 @@ class Trainer(Generic[G, D]):
         for _ in self.iterate(batches, steps):
             pass
 
-    def iterate(self, batches: Iterable[Tensor], steps: int) -> Iterator[dict[str, Tensor]]:
+    def iterate(self, batches: Iterable[Batch], steps: int) -> Iterator[dict[str, Tensor]]:
         """Train as `fit`, yielding each step's metrics: logging and saving are your loop's body."""
         if steps <= self.steps:
             logger.warning("nothing to train: %d of %d steps are done", self.steps, steps)
@@ -278,8 +314,8 @@ class Trainer(Generic[G, D]):
         if self._compile == "auto" and self._cuda_graphs and steps - self.steps >= _MIN_STEPS_TO_COMPILE:
             self._compile = "full"
             self._compile_networks()
-        for real in _cycle(batches):
-            yield self.step(real)
+        for batch in _cycle(batches):
+            yield self.step(batch)
             if self.steps % _CHECK_EVERY == 0 or self.steps >= steps:
                 self.check()
             if self.steps >= steps:
@@ -312,18 +348,28 @@ class Trainer(Generic[G, D]):
         parts = {name: part.state_dict() for name, part in self._stateful().items()}
         return {"steps": self.steps, "seed": self.seed, **parts}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Continue exactly where `state_dict` was called, on a trainer with the same arguments.
 
         The optimisers' settings, such as learning rates, are taken from the state; differences are logged.
+
+        Args:
+            state: From `state_dict`.
+            strict: Whether the state must have all parts of this trainer. Otherwise those that it lacks stay as they
+                are, for frameworks that save and restore networks and optimisers themselves.
 
         Raises:
             ValueError: If the state has other parts than this trainer, or one of them does not fit; the trainer is
                 then unchanged.
         """
         parts, before = self._stateful(), copy.deepcopy(self.state_dict())
-        if unmatched := sorted(state.keys() ^ (parts.keys() | {"steps", "seed"})):
-            raise ValueError(f"the state does not match this trainer: only one of them has {', '.join(unmatched)}")
+        unmatched = (state.keys() ^ before.keys()) if strict else (state.keys() - before.keys())
+        if unmatched:
+            names = ", ".join(sorted(unmatched))
+            raise ValueError(f"the state does not match this trainer: only one of them has {names}")
+        parts = {name: part for name, part in parts.items() if name in state}
+        if not self.g_scaler.is_enabled():  # otherwise the first updates may have been skipped
+            self._expect_moments(state)
         hyperparameters = self._hyperparameters()
         if self._cuda_graphs is not None:
             self._cuda_graphs.reset()
@@ -334,7 +380,7 @@ class Trainer(Generic[G, D]):
                 for whole, kept in parts.items():
                     _load(kept, before[whole])
                 raise ValueError(f"the state does not fit the {name}: {error}") from error
-        self.steps, self.seed = state["steps"], state["seed"]
+        self.steps, self.seed = state.get("steps", self.steps), state.get("seed", self.seed)
         self._monitor.reset()
         self._batches_seen = 0
         loaded = dict(self._hyperparameters())
@@ -375,8 +421,9 @@ class Trainer(Generic[G, D]):
         """The loss, with label smoothing applied."""
         return self._loss
 
-    def _prepare(self, real: Tensor) -> Tensor:
-        real = _checks.expect_images(real)
+    def _prepare(self, batch: object) -> Tensor:
+        real = _checks.expect_images(batch)
+        _checks.expect_processes(self._processes)
         _checks.expect_in_place("generator", self._generator, self._g_trained)
         _checks.expect_in_place("discriminator", self._discriminator, self._d_trained)
         _checks.warn_about_modes(self._generator, self._discriminator, self._warned)
@@ -386,7 +433,8 @@ class Trainer(Generic[G, D]):
             self._monitor.warn_about_ranges()
         self._batches_seen += 1
         self._step_count.fill_(self.steps)
-        return real.to(self.device, non_blocking=True).contiguous(memory_format=self._image_format)
+        real = real.to(self.device, non_blocking=self._defaults.non_blocking)
+        return to_memory_format(real, self._image_format)
 
     def _as_float(self, real: Tensor) -> Tensor:
         return from_uint8(real, self._value_range, self._dtype) if real.dtype == torch.uint8 else real.to(self._dtype)
@@ -403,6 +451,13 @@ class Trainer(Generic[G, D]):
         names += ["ema"] if self._ema is not None else []
         names += ["g_scaler", "d_scaler"] if self.g_scaler.is_enabled() else []
         return {name: getattr(self, name) for name in names}
+
+    def _expect_moments(self, state: Mapping[str, Any]) -> None:
+        """Check that optimisers that have trained by the step of `state` have their moments in it."""
+        turns = [self._turns(step) for step in range(min(state.get("steps", 0), self._d_steps + 1))]
+        for turn, name in enumerate(("d_optimizer", "g_optimizer")):
+            if name in state and any(trained[turn] for trained in turns):
+                _checks.expect_moments(name, getattr(self, name), state[name], steps=state["steps"])
 
     def _hyperparameters(self) -> tuple[tuple[str, str], ...]:
         optimizers = {"g_optimizer": self._g_optimizer, "d_optimizer": self._d_optimizer}
@@ -426,27 +481,26 @@ class Trainer(Generic[G, D]):
 
 
 def _prepare_for_training(
-    network: nn.Module, memory_format: torch.memory_format | None, device: torch.device
+    network: nn.Module, memory_format: torch.memory_format | None, own_format: torch.memory_format
 ) -> torch.memory_format:
-    """Set a network's mode and memory format; return the format of its images."""
+    """Set a network's mode and memory format, by default `own_format` if it is ours; return that of its images."""
     if not network.training:
         network.train()
-    # Other people's modules may use `view`, and some devices compute channels-last wrongly or slowly.
-    if memory_format is None and type(network) in (Generator, Discriminator) and device.type in ("cpu", "cuda"):
-        memory_format = torch.channels_last
     if memory_format is None:
-        return torch.contiguous_format
+        if type(network) not in (Generator, Discriminator):
+            return torch.contiguous_format  # other people's modules may use `view`
+        memory_format = own_format
     network.to(memory_format=memory_format)
     return memory_format
 
 
-def _cycle(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+def _cycle(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Yield from a loader again and again, and from an iterator once."""
     while True:
         iterator, empty = iter(batches), True
-        for real in iterator:
+        for batch in iterator:
             empty = False
-            yield real
+            yield batch
         if iterator is batches:
             return
         if empty:
@@ -454,7 +508,7 @@ def _cycle(batches: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _load(part: Any, state: dict[str, Any]) -> None:
-    if isinstance(part, Optimizer):
+    if hasattr(part, "param_groups"):  # an optimiser, or a framework's wrapper around one
         _optim.load_state(part, state)
     else:
         part.load_state_dict(state)

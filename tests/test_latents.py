@@ -39,7 +39,7 @@ def test_latents_of_a_seed_are_frozen():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="n must not be negative, got -1"):
         seeded_latents(-1, 4, seed=0)
-    with pytest.raises(ValueError, match="distribution must be 'normal' or 'uniform', got 'gauss'"):
+    with pytest.raises(ValueError, match="distribution must be 'normal', 'uniform' or a function, got 'gauss'"):
         sample_latents((2, 3), "gauss", torch.Generator())
     with pytest.raises(ValueError, match="seeds must be non-negative integers of at most 64 bits"):
         derive_seed(-1)

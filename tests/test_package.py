@@ -20,10 +20,10 @@ MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in S
 
 # Each module may import those above it.
 ORDER = """
-    _allocator _choices _compat _files _modules _precision _random
-    latents losses augment images ema _cuda_graphs _optim _checks _monitor
+    _allocator _choices _compat _devices _files _modules _precision _random
+    latents losses augment images ema _distributed _cuda_graphs _optim _checks _monitor
     architectures _config checkpoint recipe
-    data._sources data._decoding data._images data._packing data._batches data
+    data._sources data._decoding data._images data._packing data._batches data._datasets data
     hub._card hub._client hub._pretrained hub
     layers models trainer
     convert._layouts convert export generate _build run

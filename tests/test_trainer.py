@@ -3,6 +3,7 @@ import functools
 import io
 import subprocess
 import sys
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -472,7 +473,7 @@ def test_bad_arguments_are_named(arguments, message):
 def test_bad_batches_and_scattered_networks_are_named():
     trainer = Trainer(*networks())
     with pytest.raises(
-        ValueError, match=r"real must be images \(N, K, H, W\), floating-point or uint8, got \(1, 16, 16\)"
+        ValueError, match=r"batch must be images \(N, K, H, W\), floating-point or uint8, got \(1, 16, 16\)"
     ):
         trainer.step(torch.zeros(1, 16, 16))
     with pytest.raises(ValueError, match="torch.int64"):
@@ -481,6 +482,134 @@ def test_bad_batches_and_scattered_networks_are_named():
     generator, discriminator = networks()
     with pytest.raises(ValueError, match=r"the networks must be on one device, got \['cpu', 'meta'\]"):
         Trainer(generator, discriminator.to("meta"))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda images: [images, torch.zeros(8, dtype=torch.int64)],  # a data set of images and labels
+        lambda images: (torch.arange(8), {"box": 1}, images),
+        lambda images: {"label": torch.zeros(8), "image": images},  # one of Hugging Face's
+        lambda images: OrderedDict(pixel_values=images, name=["a"] * 8),
+    ],
+)
+def test_a_batch_that_holds_one_tensor_of_images_is_trained_on(wrap):
+    reals, ours, theirs = batches(3), Trainer(*networks()), Trainer(*networks())
+    for real in reals:
+        wrapped, plain = ours.step(wrap(real)), theirs.step(real)
+        assert wrapped == plain
+    assert torch.equal(weights(ours.generator, ours.discriminator), weights(theirs.generator, theirs.discriminator))
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ([], r"got a list with 0 of them; it has no items"),
+        (
+            {"image": [1, 2], "label": torch.zeros(2)},
+            r"a dict with 0 of them; it has 'image' \(list\), 'label' \(\(2,\)",
+        ),
+        ([torch.zeros(2, 16, 16), 3], r"0 of them; it has item 0 \(\(2, 16, 16\) of torch.float32\), item 1 \(int\)"),
+        ([torch.zeros(2, 1, 16, 16)] * 2, r"a list with 2 of them, in item 0 and item 1; it has"),
+        ({"a": torch.zeros(2, 1, 4, 4), "b": torch.zeros(2, 1, 4, 4)}, r"2 of them, in 'a' and 'b'"),
+        ("batch", r"the batch must be a tensor of images \(N, K, H, W\), got a str"),
+        (None, r"got a NoneType"),
+    ],
+)
+def test_a_batch_without_one_tensor_of_images_is_described(batch, message):
+    trainer = Trainer(*networks())
+    with pytest.raises(TypeError, match=message):
+        trainer.step(batch)
+    assert trainer.steps == 0
+
+
+def test_latents_come_from_a_function():
+    def two_clusters(shape, rng):
+        z = torch.randn(shape, generator=rng, device=rng.device)
+        return z + torch.randint(2, (len(z), 1), generator=rng, device=rng.device) * 4 - 2
+
+    ours, theirs = Trainer(*networks(), latent=two_clusters), Trainer(*networks())
+    drawn = []
+    ours.generator.register_forward_pre_hook(lambda _, inputs: drawn.append(inputs[0]))
+    for real in batches(2, n=64):
+        metrics = ours.step(real)
+        assert metrics != theirs.step(real)
+    assert drawn[0].dtype == torch.float32
+    assert 4 < drawn[0].var().item() < 6  # 1 of each cluster and 4 between them
+    resumed = Trainer(*networks(), latent=two_clusters)
+    resumed.fit(batches(2, n=64), 2)
+    assert torch.equal(weights(ours.generator), weights(resumed.generator))
+    with pytest.raises(ValueError, match=r"draws latents must return \(8, 6\), got \(6,\)"):
+        Trainer(*networks(), latent=lambda shape, rng: torch.zeros(6)).step(batches(1)[0])
+
+
+def test_a_state_without_some_parts_loads_if_asked():
+    reals = batches(4)
+    trainer = Trainer(*networks())
+    trainer.fit(reals[:2], 2)
+    state = copy.deepcopy(trainer.state_dict())
+    hosted = {name: state.pop(name) for name in ("generator", "discriminator", "g_optimizer", "d_optimizer")}
+    resumed = Trainer(*networks())
+    with pytest.raises(ValueError, match="only one of them has d_optimizer, discriminator, g_optimizer, generator"):
+        resumed.load_state_dict(state)
+    for name, part in hosted.items():  # as a framework restores them
+        getattr(resumed, name).load_state_dict(part)
+    resumed.load_state_dict(state, strict=False)
+    assert resumed.steps == 2
+    for each in (trainer, resumed):
+        each.fit(iter(reals[2:]), 4)
+    assert torch.equal(weights(trainer.ema), weights(resumed.ema))
+    with pytest.raises(ValueError, match="only one of them has epoch"):
+        resumed.load_state_dict({"epoch": 3}, strict=False)
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "alternate"}, {"d_steps": 3}])
+def test_a_state_that_lost_its_moments_is_refused(options):
+    trainer = Trainer(*networks(), **options)
+    for steps, real in enumerate(batches(5), start=1):
+        fresh = Trainer(*networks(), **options)
+        trainer.step(real)
+        state = copy.deepcopy(trainer.state_dict())
+        fresh.load_state_dict(copy.deepcopy(state))  # whole, whichever networks have trained
+        for name in ("g_optimizer", "d_optimizer"):
+            if moments := state[name].pop("state"):
+                with pytest.raises(ValueError, match=f"of step {steps}, but without the moments of the {name}"):
+                    fresh.load_state_dict({**state, name: {**state[name], "state": {}}})
+                state[name]["state"] = moments
+            else:
+                state[name]["state"] = {}
+
+
+class Wrapper:
+    """As frameworks wrap optimisers."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.calls = optimizer, 0
+
+    def __getattr__(self, name):
+        return getattr(self.optimizer, name)
+
+    def step(self, *args, **kwargs):
+        self.calls += 1
+        return self.optimizer.step(*args, **kwargs)
+
+
+def test_a_frameworks_wrapper_around_an_optimiser_is_called(caplog):
+    plain, wrapped = networks(), networks()
+    adams = [Wrapper(torch.optim.Adam(network.parameters(), 2e-4, (0.5, 0.999), fused=True)) for network in wrapped]
+    ours, theirs = Trainer(*wrapped, g_optimizer=adams[0], d_optimizer=adams[1]), Trainer(*plain)
+    for each in (ours, theirs):
+        each.fit(batches(3), 3)
+    assert [adam.calls for adam in adams] == [3, 3]
+    assert torch.equal(weights(*wrapped), weights(*plain))
+    resumed = Trainer(*networks())
+    resumed.load_state_dict(copy.deepcopy(ours.state_dict()))
+    assert not caplog.records
+    assert resumed.step(batches(1)[0]) == theirs.step(batches(1)[0])
+    with pytest.raises(
+        ValueError, match='d_optimizer must be the optimiser itself with precision="fp16", got the wrap'
+    ):
+        Trainer(*wrapped, d_optimizer=adams[1], precision="fp16")
 
 
 def test_networks_loaded_for_use_are_put_back_into_training():
@@ -730,9 +859,7 @@ def test_fit_trains_and_says_when_it_cannot(caplog):
 
 
 def test_likely_mistakes_in_batches_are_named(caplog):
-    images, labels = batches(1)[0], torch.zeros(8)
-    with pytest.raises(TypeError, match=r"got a list: pass only the images of a loader's \(images, labels\)"):
-        Trainer(*networks()).step([images, labels])
+    images = batches(1)[0]
     with pytest.raises(
         ValueError, match=r"real images lie in \[.*, 2.*\], but the generator's in \[-1, 1\]: pass uint8"
     ):
