@@ -1,4 +1,4 @@
-"""Training images as uint8: named datasets and folders, packed once, served in batches in a seeded order.
+"""Training images as uint8: any dataset or folder, packed once, served in batches in a seeded order.
 
 Shapes: N images, B a batch of them, K channels, H and W their sides.
 """
@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, get_args
 
 from dcgan._choices import Resize
 from dcgan.data._batches import Batches
-from dcgan.data._decoding import Decoder
+from dcgan.data._datasets import DatasetItems, MapDataset
+from dcgan.data._decoding import Decoder, natural_shape
 from dcgan.data._images import BadImages, Images, StreamedImages
 from dcgan.data._packing import load_packed
-from dcgan.data._sources import DATASETS, open_source
+from dcgan.data._sources import DATASETS, Source, open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["DATASETS", "BadImages", "Batches", "Images", "cache_folder", "load"]
+__all__ = ["DATASETS", "BadImages", "Batches", "Images", "cache_folder", "from_dataset", "load"]
 
 
 def load(
@@ -62,27 +63,81 @@ def load(
         ImportError: If the package lmdb, which lsun needs, is missing.
         OSError: If the packed file does not fit on its disk.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if height < 1 or width < 1:
-        raise ValueError(f"image_size must be positive, a side or (height, width), got {image_size}")
-    if channels not in {1, 3, 4}:
-        raise ValueError(f"channels must be 1 (grey), 3 (RGB) or 4 (RGBA), got {channels}")
-    if resize not in get_args(Resize):
-        raise ValueError(f"resize must be one of {', '.join(get_args(Resize))}, got {resize!r}")
-    if workers is not None and workers < 0:
-        raise ValueError(f"workers must be at least 0, got {workers}")
-    if skip_bad and not cache:
-        raise ValueError("skip_bad needs cache=True: only packing looks at every image before the run")
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    _expect_options(image_size, channels, resize, workers, cache=cache, skip_bad=skip_bad)
     if name == "folder" and root is None:
         raise ValueError("the dataset 'folder' needs root, the folder of images")
 
     root = cache_folder() / "sets" if root is None else Path(root).expanduser()
-    decoder = Decoder(open_source(name, root, classes), (height, width), channels, resize)
-    workers = (os.cpu_count() or 1) if workers is None else workers
+    decoder = Decoder(open_source(name, root, classes), _sides(image_size), channels, resize)
     if not cache:
         return StreamedImages(decoder, workers)
-    cache_dir = cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
-    return load_packed(cache_dir, decoder, workers, progress, skip_bad=skip_bad)
+    fingerprint = decoder.source.fingerprint()
+    return load_packed(_packed_folder(cache_dir), decoder, fingerprint, workers, progress, skip_bad=skip_bad)
+
+
+def from_dataset(
+    dataset: MapDataset,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    resize: Resize = "crop",
+    image_key: str | int | None = None,
+    label_key: str | int | None = None,
+    value_range: tuple[float, float] | None = None,
+    cache: bool = True,
+    cache_dir: str | Path | None = None,
+    workers: int = 0,
+    skip_bad: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Images:
+    """Open a map-style dataset of torch, torchvision or Hugging Face, decoding it into a packed file the first time.
+
+    An item is an image, or a tuple, list or mapping that holds one. An image is one of Pillow; or an array `(h, w)` or
+    `(h, w, K)`, or a tensor `(h, w)` or `(K, h, w)`, of uint8 or floating-point values. Integer labels are kept, as
+    `Images.labels`.
+
+    Later calls reuse the packed file if the dataset has the same class, length, `repr` and, from Hugging Face,
+    fingerprint, and if 32 of its items, spread over it, still give the same pixels and labels. Without a fingerprint, a
+    change to other items goes unnoticed: to pack anew, delete the file, as in `images.path.unlink()`.
+
+    Args:
+        dataset: A dataset with a length and items by index.
+        image_size: `(H, W)`, or the side of a square; by default that of the first image.
+        channels: K, as for `load`; by default that of the first image, where anything but grey and RGBA gives 3.
+        resize: As for `load`.
+        image_key: Where the image is in an item: the column of a mapping, or the position in a tuple. Needed only if
+            there are several images.
+        label_key: Where the label is. By default, in a tuple, the integer that follows the image; in a mapping, the
+            integer in the column "label", "labels", "target" or "class", if there is one.
+        value_range: What floating-point images hold, as the values of black and white. By default (-1, 1) if a value
+            in the sample is negative, and (0, 1) otherwise.
+        cache: As for `load`.
+        cache_dir: As for `load`.
+        workers: Threads that read the dataset, which must allow that; 0 reads it in the calling thread, which for
+            `Batches` without a packed file is a thread of its own.
+        skip_bad: Leave out unreadable images, and their labels, and record them, instead of raising.
+        progress: As for `load`.
+
+    Raises:
+        BadImages: As for `load`: for images whose file is missing or damaged. Other errors of the dataset are raised
+            as they are.
+        TypeError: If the dataset is not map-style, or an item does not hold exactly one image.
+        ValueError: If the dataset is empty, or random, so that it cannot be packed; if an image has another shape, or
+            values outside of its range; or if an argument is out of its range.
+        OSError: If the packed file does not fit on its disk.
+    """
+    items = DatasetItems(dataset, image_key, label_key, value_range)
+    height, width, natural_channels = natural_shape(items.first)
+    image_size = (height, width) if image_size is None else image_size
+    channels = natural_channels if channels is None else channels
+    _expect_options(image_size, channels, resize, workers, cache=cache, skip_bad=skip_bad)
+    source = Source(items.name, Path(), (), lambda _: items, description=items.describe(), labels=items.labels)
+    decoder = Decoder(source, _sides(image_size), channels, resize)
+    if not cache:
+        return StreamedImages(decoder, workers)
+    fingerprint = items.fingerprint(decoder)
+    return load_packed(_packed_folder(cache_dir), decoder, fingerprint, workers, progress, skip_bad=skip_bad)
 
 
 def cache_folder() -> Path:
@@ -90,3 +145,27 @@ def cache_folder() -> Path:
     if folder := os.environ.get("DCGAN_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dcgan"
+
+
+def _packed_folder(cache_dir: str | Path | None) -> Path:
+    return cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
+
+
+def _sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return height, width
+
+
+def _expect_options(
+    image_size: int | tuple[int, int], channels: int, resize: Resize, workers: int, *, cache: bool, skip_bad: bool
+) -> None:
+    if min(_sides(image_size)) < 1:
+        raise ValueError(f"image_size must be positive, a side or (height, width), got {image_size}")
+    if channels not in {1, 3, 4}:
+        raise ValueError(f"channels must be 1 (grey), 3 (RGB) or 4 (RGBA), got {channels}")
+    if resize not in get_args(Resize):
+        raise ValueError(f"resize must be one of {', '.join(get_args(Resize))}, got {resize!r}")
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
+    if skip_bad and not cache:
+        raise ValueError("skip_bad needs cache=True: only packing looks at every image before the run")

@@ -45,6 +45,7 @@ class Batches:
         steps_per_epoch: Batches per epoch.
 
     Raises:
+        TypeError: If `images` is a dataset or a loader, which `from_dataset` makes into images.
         ValueError: If there are fewer images than `batch_size`, or if a number is out of its range.
     """
 
@@ -58,6 +59,7 @@ class Batches:
         start: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
+        _expect_images(images)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if len(images) < batch_size:
@@ -120,6 +122,15 @@ class Batches:
             order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
             cached = self._cached_order = (epoch, order)
         return cached[1][position * self.batch_size : (position + 1) * self.batch_size]
+
+
+def _expect_images(images: object) -> None:
+    # Hugging Face's datasets have a method of this name too, which groups rows.
+    if not hasattr(images, "batch") or hasattr(images, "column_names"):
+        raise TypeError(
+            f"images must be those of dcgan.data.load or from_dataset, got {type(images).__name__}: pass "
+            "dcgan.data.from_dataset(dataset)"
+        )
 
 
 def _copy_ahead(pinned: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:

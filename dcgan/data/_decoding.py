@@ -12,9 +12,11 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from dcgan.data._sources import UnreadableImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -23,12 +25,28 @@ if TYPE_CHECKING:
     from dcgan.data._sources import Item, Source
 
 Indices = Sequence[int] | np.ndarray
-Decoded = tuple[np.ndarray, list[tuple[str, str]]]  # the readable images, (file, reason) of each of the others
 
-# Faults of the machine, which say nothing about the image.
-_MACHINE_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+MACHINE_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+"""Faults of the machine, which say nothing about the image."""
+
+# Unreadable metadata do not matter to readable pixels.
+_METADATA_ERRORS = (SyntaxError, ValueError, KeyError, TypeError, struct.error)
 # Pillow reads many more, some by running other programs (EPS): not safe with images from anywhere.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+
+
+class Decoded(NamedTuple):
+    """What became of some images.
+
+    Attributes:
+        images: The readable ones, `(n, H, W, K)`.
+        indices: Their indices.
+        failures: `(file, reason)` of each of the others.
+    """
+
+    images: np.ndarray
+    indices: list[int]
+    failures: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -53,15 +71,17 @@ class Decoder:
         return (*self.image_size, self.channels)
 
     def __call__(self, indices: Indices) -> Decoded:
-        """Return the readable images `(n, H, W, K)` and `(file, reason)` for each of the others."""
         images = np.empty((len(indices), *self.shape), np.uint8)
+        readable: list[int] = []
         failures: list[tuple[str, str]] = []
-        for position, index in enumerate(indices):
+        for index in map(int, indices):
             try:
-                images[position - len(failures)] = self._decode(self.source.items[index])
-            except ValueError as error:
+                images[len(readable)] = self._decode(self.source.items[index])
+            except UnreadableImage as error:
                 failures.append((self.source.label(index), str(error)))
-        return images[: len(indices) - len(failures)], failures
+            else:
+                readable.append(index)
+        return Decoded(images[: len(readable)], readable, failures)
 
     def _decode(self, item: Item) -> np.ndarray:
         from PIL import Image, UnidentifiedImageError
@@ -69,6 +89,10 @@ class Decoder:
         try:
             if isinstance(item, np.ndarray):
                 return self._resize(_convert_mode(Image.fromarray(np.ascontiguousarray(item)), self.channels))
+            if isinstance(item, Image.Image):
+                image = item.copy()  # the dataset may hold the original, which another thread may be reading
+                _load_upright(image, 2 * max(self.image_size))
+                return self._resize(_convert_mode(image, self.channels))
             if isinstance(item, str) and not Path(item).is_file():
                 # Checked first, since opening a named pipe would block forever.
                 raise ValueError("is not a file")  # noqa: TRY301 - for the last handler below
@@ -78,14 +102,14 @@ class Decoder:
                 _load_upright(image, 2 * max(self.image_size))
                 return self._resize(_convert_mode(image, self.channels))
         except UnidentifiedImageError as error:
-            raise ValueError(f"is not in a supported format ({', '.join(_FORMATS)})") from error
+            raise UnreadableImage(f"is not in a supported format ({', '.join(_FORMATS)})") from error
         except MemoryError:
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
+            if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
                 raise
             # Damaged files make Pillow raise OSError, SyntaxError, struct.error, zlib.error and more.
-            raise ValueError(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+            raise UnreadableImage(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
 
     def _resize(self, image: PilImage) -> np.ndarray:
         """Resample to `(H, W, K)`, antialiased where it shrinks and smooth where it grows."""
@@ -103,6 +127,20 @@ class Decoder:
         return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box)).reshape(self.shape)
 
 
+def natural_shape(image: np.ndarray | PilImage) -> tuple[int, int, int]:
+    """Return the `(H, W, K)` in which an image keeps its size and colours, once it is upright."""
+    from PIL import ExifTags
+
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1], image.shape[2] if image.ndim == 3 else 1
+    height, width = image.height, image.width
+    with contextlib.suppress(*_METADATA_ERRORS):
+        if image.getexif().get(ExifTags.Base.Orientation) in {5, 6, 7, 8}:  # on its side
+            height, width = width, height
+    grey = image.mode in {"1", "L", "LA", "La"} or image.mode.startswith(("I", "F"))
+    return height, width, 1 if grey else 4 if image.mode in {"RGBA", "RGBa"} else 3
+
+
 def _load_upright(image: PilImage, min_side: int) -> None:
     """Load the pixels, at a reduced size of at least `min_side` where possible, and apply the EXIF orientation."""
     from PIL import Image, ImageOps
@@ -113,8 +151,7 @@ def _load_upright(image: PilImage, min_side: int) -> None:
         raise ValueError(f"has {image.width}x{image.height} pixels, more than Image.MAX_IMAGE_PIXELS = {limit}")
     image.draft(None, (min_side, min_side))  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size
     image.load()
-    with contextlib.suppress(SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        # Unreadable metadata do not matter to readable pixels.
+    with contextlib.suppress(*_METADATA_ERRORS):
         ImageOps.exif_transpose(image, in_place=True)
 
 

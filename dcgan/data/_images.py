@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+
+from dcgan.data._sources import UnreadableImage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +26,7 @@ class Images(Protocol):
     """N images as uint8, all of one shape.
 
     Attributes:
-        name: The dataset, one of `DATASETS`.
+        name: The dataset, one of `DATASETS`, or its class for `from_dataset`.
         image_size: `(H, W)`.
         channels: K.
         path: The packed file; None where images are decoded whenever they are asked for.
@@ -37,6 +40,14 @@ class Images(Protocol):
     path: Path | None
     nbytes: int
     skipped: list[tuple[str, str]]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The class of each image, int64 `(N,)`, where `from_dataset` found integer labels; otherwise None.
+
+        Without a packed file, they are read when they are first asked for, together with all images.
+        """
+        ...
 
     def __len__(self) -> int: ...
 
@@ -68,9 +79,11 @@ class BadImages(ValueError):  # noqa: N818 (it holds images, not one error)
 class PackedImages:
     """Images gathered from a memory-mapped packed file. Attributes as in `Images`."""
 
-    def __init__(self, path: Path, name: str, array: np.ndarray, skipped: list[tuple[str, str]]) -> None:
+    def __init__(
+        self, path: Path, name: str, array: np.ndarray, skipped: list[tuple[str, str]], labels: np.ndarray | None
+    ) -> None:
         self.path: Path | None = path
-        self.name, self.skipped, self.nbytes = name, skipped, array.nbytes
+        self.name, self.skipped, self.labels, self.nbytes = name, skipped, labels, array.nbytes
         self.image_size: tuple[int, int] = (array.shape[1], array.shape[2])
         self.channels: int = array.shape[3]
         self._array = np.asarray(array)  # (N, H, W, K); indexing an np.memmap is slower
@@ -96,15 +109,26 @@ class StreamedImages:
     def __len__(self) -> int:
         return len(self._decoder.source.items)
 
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        source = self._decoder.source
+        if source.labels is not None:
+            for index in range(len(self)):
+                try:
+                    _ = source.items[index]
+                except UnreadableImage as error:
+                    raise BadImages([(source.label(index), str(error))]) from error
+        return source.labels
+
     def batch(self, indices: np.ndarray) -> torch.Tensor:
         if self._executor is None:
             chunks = [self._decoder(indices)]
         else:
             splits = np.array_split(indices, min(self._workers, len(indices)))
             chunks = list(self._executor.map(self._decoder, splits))
-        if failures := [failure for _, failed in chunks for failure in failed]:
+        if failures := [failure for chunk in chunks for failure in chunk.failures]:
             raise BadImages(failures)
-        return channels_first(np.concatenate([images for images, _ in chunks]))
+        return channels_first(np.concatenate([chunk.images for chunk in chunks]))
 
 
 def channels_first(images: np.ndarray) -> torch.Tensor:

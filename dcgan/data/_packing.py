@@ -1,7 +1,8 @@
 """A whole dataset, decoded into one packed file.
 
 Shapes: N images, H and W their sides, K channels, last in memory. A packed file is a plain `.npy` of
-`(N, H, W, K)`, which `np.load(path, mmap_mode="r")` opens anywhere; the `.json` next to it records its origin.
+`(N, H, W, K)`, which `np.load(path, mmap_mode="r")` opens anywhere; the `.json` next to it records its origin, and the
+`.labels.npy`, where the dataset has labels, holds these.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _MAX_CHUNK_BYTES = 2**22  # decoded at a time: few transfers, yet little memory 
 
 
 def load_packed(
-    folder: Path, decoder: Decoder, workers: int, progress: Progress | None, *, skip_bad: bool
+    folder: Path, decoder: Decoder, fingerprint: str, workers: int, progress: Progress | None, *, skip_bad: bool
 ) -> PackedImages:
     """Open the packed file of what `decoder` decodes, after making it if it is missing or damaged.
 
@@ -53,7 +54,8 @@ def load_packed(
     Args:
         folder: Where packed files are kept.
         decoder: What to pack.
-        workers: Decoding threads.
+        fingerprint: A hash of the source, which decides with the decoder's options whether a packed file is reused.
+        workers: Decoding threads; 0 decodes in the calling thread.
         progress: Called as `progress(done, total)` while the file is made.
         skip_bad: Leave out unreadable images, and record them.
 
@@ -63,7 +65,7 @@ def load_packed(
     """
     from filelock import FileLock
 
-    key = repr((_VERSION, decoder.source.fingerprint(), decoder.shape, decoder.resize))
+    key = repr((_VERSION, fingerprint, decoder.shape, decoder.resize))
     name = "-".join([decoder.source.name, "x".join(map(str, decoder.shape)), decoder.resize])
     path = folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     images = _open_packed(path, decoder)
@@ -92,12 +94,19 @@ def _open_packed(path: Path, decoder: Decoder) -> PackedImages | None:
         if array.shape != (metadata["count"], *decoder.shape):
             return None
         skipped = [(file, reason) for file, reason in metadata["skipped"]]
+        labels = np.load(_labels_path(path)) if metadata.get("labels") else None
+        if labels is not None and labels.shape != (len(array),):
+            return None
     except FileNotFoundError:
         return None
     except (EOFError, ValueError, KeyError, TypeError) as error:
         logger.warning("%s is damaged; packing again: %s", path, error)
         return None
-    return PackedImages(path, decoder.source.name, array, skipped)
+    return PackedImages(path, decoder.source.name, array, skipped, labels)
+
+
+def _labels_path(path: Path) -> Path:
+    return path.with_suffix(".labels.npy")
 
 
 def _remove_stale_files(folder: Path) -> None:
@@ -118,13 +127,15 @@ def _write_packed(path: Path, decoder: Decoder, workers: int, progress: Progress
         raise OSError(errno.ENOSPC, f"{total} packed images take {needed} bytes, but only {free} are free", str(path))
     chunk_size = max(1, min(64, _MAX_CHUNK_BYTES // image_bytes))
     chunks = [range(start, min(start + chunk_size, total)) for start in range(0, total, chunk_size)]
+    readable: list[int] = []
     failures: list[tuple[str, str]] = []
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             _write_header(file, (total, *decoder.shape))
             with contextlib.closing(_decode_chunks(decoder, chunks, workers)) as decoded:
-                for chunk, (images, failed) in zip(chunks, decoded, strict=True):
+                for chunk, (images, indices, failed) in zip(chunks, decoded, strict=True):
+                    readable += indices
                     failures += failed
                     file.write(images.data)
                     if progress is not None:
@@ -135,7 +146,11 @@ def _write_packed(path: Path, decoder: Decoder, workers: int, progress: Progress
             _write_header(file, (total - len(failures), *decoder.shape))
             file.flush()
             os.fsync(file.fileno())
-        # The metadata first: a packed file is never without them.
+        # The labels and metadata first: a packed file is never without them, nor a damaged one with those of another.
+        path.unlink(missing_ok=True)
+        if decoder.source.labels is not None:
+            with atomic_write(_labels_path(path)) as file:
+                np.save(file, decoder.source.labels[readable])
         metadata = json.dumps(_metadata(decoder, total - len(failures), failures), indent=1)
         with atomic_write(path.with_suffix(".json")) as file:
             file.write(f"{metadata}\n".encode())
@@ -150,11 +165,15 @@ def _write_packed(path: Path, decoder: Decoder, workers: int, progress: Progress
 
 
 def _decode_chunks(decoder: Decoder, chunks: list[range], workers: int) -> Generator[Decoded]:
-    with ThreadPoolExecutor(max(workers, 1)) as executor, warnings.catch_warnings():
+    with warnings.catch_warnings():
         # Pillow's warnings about odd metadata do not affect the pixels. Filters belong to the whole process, so the
         # calling thread sets them, never a decoding thread.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield from prefetch(executor, decoder, chunks, depth=2 * workers)
+        if not workers:
+            yield from map(decoder, chunks)
+            return
+        with ThreadPoolExecutor(workers) as executor:
+            yield from prefetch(executor, decoder, chunks, depth=2 * workers)
 
 
 def prefetch(
@@ -173,6 +192,7 @@ def prefetch(
 def _metadata(decoder: Decoder, count: int, failures: list[tuple[str, str]]) -> dict[str, object]:
     return {
         "source": decoder.source.name,
+        "description": decoder.source.description,
         "root": str(decoder.source.root.resolve()) if decoder.source.paths else None,
         "parts": list(decoder.source.paths),
         "image_size": decoder.image_size,
@@ -180,6 +200,7 @@ def _metadata(decoder: Decoder, count: int, failures: list[tuple[str, str]]) -> 
         "resize": decoder.resize,
         "count": count,
         "nbytes": count * math.prod(decoder.shape),
+        "labels": decoder.source.labels is not None,
         "skipped": failures,
     }
 

@@ -1,5 +1,7 @@
 """Where images come from: named datasets and folders of files, not yet decoded.
 
+Shapes: N images, h and w the sides of one of them.
+
 A dataset is read as torchvision lays it out under `root`, and for its images alone: where these are plain files,
 the annotations that torchvision would require need not be there.
 """
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-Item = str | bytes | np.ndarray  # one image: a path, an encoded file, or uint8 pixels (h, w) or (h, w, 3)
+    from PIL.Image import Image as PilImage
+
+    # One image: a path, an encoded file, uint8 pixels (h, w), (h, w, 3) or (h, w, 4), or an image of Pillow.
+    Item = str | bytes | np.ndarray | PilImage
 
 DATASETS: tuple[str, ...] = get_args(DatasetName)
 """The names that `load` knows."""
@@ -38,11 +43,18 @@ LSUN_CLASSES = (
 )
 
 
+class UnreadableImage(Exception):  # noqa: N818 (an image that is left out, or listed in `BadImages`)
+    """One image cannot be read; the text is the reason."""
+
+
 class Items(Protocol):
     """A sequence of images that are read one at a time."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Item: ...
+
+    def __getitem__(self, index: int, /) -> Item:
+        """Return image `index`, or raise `UnreadableImage`."""
+        ...
 
 
 @dataclass
@@ -50,11 +62,13 @@ class Source:
     """One dataset: where its files are and how to read them.
 
     Attributes:
-        name: One of `DATASETS`.
+        name: One of `DATASETS`, or the class of a dataset.
         root: The folder that holds the dataset.
         paths: Files or folders under `root` that hold the images; none for a dataset without files.
         read: Returns the images, after downloading or unpacking the dataset where needed and possible.
         remedy: What to download, from where, and where to put it when `read` fails.
+        description: What else is known of where the images come from.
+        labels: The classes of the images, int64 `(N,)`, each set when its image is read; None without labels.
     """
 
     name: str
@@ -62,6 +76,8 @@ class Source:
     paths: Sequence[str]
     read: Callable[[Path], Items]
     remedy: str = ""
+    description: str = ""
+    labels: np.ndarray | None = None
 
     @cached_property
     def items(self) -> Items:
@@ -82,7 +98,7 @@ class Source:
 
     def label(self, index: int) -> str:
         """Name image `index` for a message."""
-        item = self.items[index]
+        item = self.items[index] if isinstance(self.items, list) else None  # only a list gives what it holds at no cost
         return item if isinstance(item, str) else f"{self.name}[{index}]"
 
     def fingerprint(self) -> str:
