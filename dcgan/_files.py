@@ -1,10 +1,14 @@
 """Atomic writes of files."""
 
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+_WINDOWS = os.name == "nt"
+_RETRY_DELAYS = [0.01 * 2**attempt for attempt in range(8)]  # seconds: 2.5 in all
 
 
 @contextmanager
@@ -13,6 +17,10 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
     Until then `path` is unchanged. A kill at any moment, or an error in the block, leaves the old file or the new
     one, never part of one; with `durable`, which takes milliseconds, so does a power cut.
+
+    Raises:
+        PermissionError: If the folder or file cannot be written; on Windows also if another program keeps `path` open.
+        OSError: If the disk is full, or fails.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -21,19 +29,42 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        temporary.replace(path)
+        _replace(temporary, path)
     except OSError as error:
         error.filename = error.filename or str(path)  # the error of a full disk has none
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(PermissionError):  # on Windows, while a virus scanner reads it; it must not hide the first error
+            temporary.unlink(missing_ok=True)
     if durable:
         _flush_folder(path.parent)
 
 
+def _replace(source: Path, target: Path) -> None:
+    if not _WINDOWS:
+        source.replace(target)
+        return
+    # Windows does not replace a file that is open or mapped. Virus scanners, indexers and the programs that synchronise
+    # folders open every new file for some milliseconds.
+    for delay in (*_RETRY_DELAYS, None):
+        try:
+            source.replace(target)
+        except PermissionError as error:
+            if delay is None:
+                raise PermissionError(
+                    error.errno,
+                    "cannot be replaced: another program has the file open or mapped, such as one that displays it, a "
+                    "virus scanner or a backup; or it is read-only",
+                    str(target),
+                ) from error
+            time.sleep(delay)
+        else:
+            return
+
+
 def _flush_folder(folder: Path) -> None:
     # The new name survives a power cut only once the folder itself is on the disk; Windows cannot open folders.
-    if os.name == "posix":
+    if not _WINDOWS:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
