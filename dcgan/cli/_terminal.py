@@ -1,10 +1,13 @@
 """Text, progress bars, errors and signals of the command line."""
 
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +61,18 @@ def log_above_progress_bar() -> Iterator[None]:
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
-        yield
+        with _writable_stderr():
+            yield
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
+
+
+@contextmanager
+def _writable_stderr() -> Iterator[None]:
+    """Give tqdm a stream where standard error is closed, as it is in some services and in Windows without a console."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stderr(sys.stderr or nowhere):
+        yield
 
 
 class _ProgressBarHandler(logging.Handler):
@@ -73,8 +84,14 @@ class _ProgressBarHandler(logging.Handler):
 
 @contextmanager
 def collect_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of stopping at once; a second Ctrl-C does stop at once."""
+    """Collect SIGINT and SIGTERM instead of stopping at once; a second Ctrl-C does stop at once.
+
+    Only the main thread can: in another one, signals keep their effect.
+    """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
 
     def collect(number: int, _: FrameType | None) -> None:
         if received and number == signal.SIGINT:
@@ -101,13 +118,18 @@ def progress_bar(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             bars.append(tqdm(total=total, desc=label, unit=unit, disable=None, dynamic_ncols=True))
         bars[0].update(done - bars[0].n)
 
-    try:
-        yield update
-    finally:
-        for bar in bars:
-            bar.close()
+    with _writable_stderr():
+        try:
+            yield update
+        finally:
+            for bar in bars:
+                bar.close()
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print a line to standard output, or to standard error."""
-    print(text, file=sys.stderr if error else sys.stdout, flush=True)
+    """Print a line to standard output, or to standard error; characters that its encoding lacks become escapes."""
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except UnicodeEncodeError:  # a path, where the output is not UTF-8, as in a pipe on Windows
+        print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
