@@ -65,6 +65,7 @@ class Request:
     path: str
     token: str | None
     range: str | None
+    agent: str
     status: int = 0
 
 
@@ -74,15 +75,19 @@ class HubError(Exception):
 
 
 class HubServer:
-    """`log` holds every request, `repos` every repository, `lfs` the large files by SHA-256."""
+    """`log` holds every request, `repos` every repository, `lfs` the large files by SHA-256.
 
-    def __init__(self):
+    With a `prefix`, such as "/mirror", it serves below that path only, as mirrors inside companies do.
+    """
+
+    def __init__(self, prefix=""):
+        self.prefix = prefix
         self.repos, self.log, self.faults, self.lfs, self.errors = {}, [], [], {}, []
 
     def __enter__(self):
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": self}))
         self.http.handle_error = lambda *_: self.errors.append(sys.exception())
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        self.url = f"http://127.0.0.1:{self.http.server_port}{self.prefix}"
         self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
         return self
@@ -131,8 +136,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = urlsplit(self.path).path
+        if path.startswith(f"{self.hub.prefix}/"):
+            path = path.removeprefix(self.hub.prefix)
+        elif not path.startswith("/cdn/"):
+            path = f"/outside{path}"  # which has no route
         self.token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
-        self.record = Request(self.command, path, self.token, self.headers["Range"])
+        self.record = Request(self.command, path, self.token, self.headers["Range"], self.headers["User-Agent"])
         self.hub.log.append(self.record)
         self.content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         fault = next((f for f in self.hub.faults if f.path in path and f.method == self.command and f.times), Fault(""))

@@ -7,6 +7,7 @@ import pytest
 from hub_server import OWNER, STRANGER, HubServer, client, digest
 from huggingface_hub import ModelCard
 
+import dcgan
 from dcgan import Discriminator, Generator
 
 TINY = {"image_size": (16, 48), "channels": 1, "base_channels": 2}
@@ -67,6 +68,106 @@ result["absent locally"] = attempt(load, "me/g", cache_dir=empty, local_files_on
     raised(ran.result["forced"], OSError, r"me/g")
     raised(ran.result["absent"], FileNotFoundError, r"me/g.*reached")
     raised(ran.result["absent locally"], FileNotFoundError, r"me/g.*cache")
+
+
+def test_subfolders_of_a_repository(hub, tmp_path):
+    generator, other, discriminator = Generator(latent_dim=5, **TINY), Generator(**TINY), Discriminator(**TINY)
+    files(tmp_path / "saved", generator)
+    hub.add("me/g", files(tmp_path / "saved", other))
+    files(tmp_path / "saved/faces/ema", generator, discriminator)
+    hub.add("me/g", files(tmp_path / "saved"))
+    code = """
+G, D = dcgan.Generator.from_pretrained, dcgan.Discriminator.from_pretrained
+result["root"] = digest(G("me/g"))
+result["generator"] = digest(G("me/g", subfolder="faces/ema"))
+result["discriminator"] = digest(D("me/g", subfolder="faces\\\\ema"))
+result["absent"] = attempt(D, "me/g", subfolder="faces")
+result["outside"] = attempt(G, "me/g", subfolder="../ema")
+"""
+    ran = client(hub, code, home=tmp_path / "home")
+    assert ran.result["root"] == digest(other)
+    assert (ran.result["generator"], ran.result["discriminator"]) == (digest(generator), digest(discriminator))
+    inner = [f"faces/ema/{name}" for name in (*PAIR, *(f"discriminator/{name}" for name in PAIR))]
+    assert hub.downloads() == [*PAIR, *inner]
+    raised(ran.result["absent"], FileNotFoundError, r"has no Discriminator: faces/discriminator/config.json is missing")
+    raised(ran.result["outside"], ValueError, r"^subfolder must be a relative path without '\.\.'.*got '../ema'")
+
+
+NO_CONNECTION = """
+import socket
+tried, slept = [], []
+def refuse(*arguments, **_):
+    tried.append(str(arguments))
+    raise OSError("refused by the test")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+time.sleep = slept.append
+"""
+
+
+def test_offline_only_the_cache_is_asked(hub, tmp_path):
+    generator, home = Generator(latent_dim=5, **TINY), tmp_path / "home"
+    commit = hub.add("me/g", files(tmp_path / "saved", generator), tag="v1")
+    hub.add("me/other", files(tmp_path / "saved"))
+    code = 'load = dcgan.Generator.from_pretrained\nfor revision in (None, "v1"): load("me/g", revision=revision)\n'
+    client(hub, code, home=home)
+    hub.log.clear()
+    code = f"""
+{NO_CONNECTION}
+load = dcgan.Generator.from_pretrained
+result["cached"] = [digest(load("me/g", revision=revision)) for revision in (None, "v1", "{commit}")]
+result["absent"] = attempt(load, "me/other")
+result["half"] = attempt(dcgan.from_pretrained, "me/g")
+result["revision"] = attempt(load, "me/g", revision="v2")
+result["cache_dir"] = attempt(load, "me/g", cache_dir="{tmp_path / "empty"}")
+result["forced"] = attempt(load, "me/g", force_download=True)
+result["push"] = attempt(load("me/g").push_to_hub, "me/new")
+result["tried"], result["slept"] = tried, slept
+"""
+    ran = client(hub, code, home=home, HF_HUB_OFFLINE="1", HF_TOKEN=OWNER)
+    assert (ran.result["tried"], ran.result["slept"], hub.log) == ([], [], [])
+    assert ran.stdout == ""
+    assert ran.result["cached"] == 3 * [digest(generator)]
+    for case, absent in {
+        "absent": "Generator of me/other",
+        "half": "Discriminator of me/g",
+        "revision": "Generator of me/g",
+        "cache_dir": "Generator of me/g",
+    }.items():
+        raised(ran.result[case], FileNotFoundError, rf"^the {absent} is not in the cache, and HF_HUB_OFFLINE forbids")
+    raised(ran.result["forced"], ValueError, r"force_download=True.*offline mode")
+    raised(ran.result["push"], OSError, r"offline mode is enabled.*HF_HUB_OFFLINE")
+
+    code = f"""
+{NO_CONNECTION}
+load = dcgan.Generator.from_pretrained
+result["cached"] = digest(load("me/g", revision="v1", local_files_only=True))
+result["absent"] = attempt(load, "me/other", local_files_only=True)
+result["tried"], result["slept"] = tried, slept
+"""
+    ran = client(hub, code, home=home)
+    assert (ran.result["tried"], ran.result["slept"]) == ([], [])
+    assert ran.result["cached"] == digest(generator)
+    raised(ran.result["absent"], FileNotFoundError, r"me/other is not in the cache, and local_files_only=True forbids")
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_mirror_is_found_through_the_environment(tmp_path, slash):
+    generator = Generator(latent_dim=5, **TINY)
+    generator.save_pretrained(tmp_path / "saved")
+    code = f"""
+generator = dcgan.Generator.from_pretrained("{tmp_path / "saved"}")
+result["url"] = generator.push_to_hub("me/new")
+result["loaded"] = digest(dcgan.Generator.from_pretrained("me/new"))
+"""
+    with HubServer(prefix="/artifacts/mirror") as hub:
+        ran = client(hub, code, home=tmp_path / "home", HF_ENDPOINT=f"{hub.url}{slash}", HF_TOKEN=OWNER)
+        assert ran.result["loaded"] == digest(generator)
+        assert ran.result["url"] == f"{hub.url}/me/new/commit/{hub.repos['me/new'].refs['main']}"
+        # Requests name who asks, since the Hub's statistics are by library; the client's own `file_exists` does not.
+        requests = [r for r in hub.log if not r.path.startswith("/lfs/") and not r.path.endswith("README.md")]
+        assert {request.method for request in requests} == {"GET", "HEAD", "POST"}
+        anonymous = [r for r in requests if not r.agent.startswith(f"dcgan/{dcgan.__version__}; hf_hub/")]
+        assert not anonymous
 
 
 G, D = "Generator.from_pretrained", "Discriminator.from_pretrained"

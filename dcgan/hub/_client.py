@@ -5,7 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dcgan import __version__
 from dcgan._compat import hub_http_error
+
+IDENTITY: dict[str, Any] = {"library_name": "dcgan", "library_version": __version__}  # for the Hub's statistics
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -16,7 +19,8 @@ def download(
     """Download two files of one commit of a repository into the Hub's cache; return their paths.
 
     Raises:
-        FileNotFoundError: If there is no such repository, revision or file; the message names the class to load.
+        FileNotFoundError: If there is no such repository, revision or file, or it is not in the cache and cannot be
+            downloaded; the message names the class to load.
         PermissionError: If the repository needs a token, or refuses the given one.
         OSError: If the download fails.
     """
@@ -26,15 +30,18 @@ def download(
     with translate_hub_errors(repo_id, revision):
         try:
             for _ in range(3):
-                config, weights = (Path(hf_hub_download(repo_id, name, revision=revision, **options)) for name in names)
+                config, weights = (
+                    Path(hf_hub_download(repo_id, name, revision=revision, **IDENTITY, **options)) for name in names
+                )
                 if config.parent == weights.parent:  # the cache has a folder per commit, and none was pushed meanwhile
                     return config, weights
         except HFValidationError as error:
             raise FileNotFoundError(f"there is no folder {repo_id!r}, and it is not a valid repository name") from error
-        except LocalEntryNotFoundError:
-            raise
+        except LocalEntryNotFoundError as error:
+            reason = _why_not_downloaded(error)
+            raise FileNotFoundError(f"the {class_name} of {repo_id} is not in the cache, and {reason}") from error
         except EntryNotFoundError as error:
-            existing = HfApi(token=options["token"]).list_repo_files(repo_id, revision=revision)
+            existing = HfApi(token=options["token"], **IDENTITY).list_repo_files(repo_id, revision=revision)
             absent = next((name for name in names if name not in existing), names[1])
             raise FileNotFoundError(
                 f"{repo_id} has no {class_name}: {absent} is missing{conversion_hint(existing)}"
@@ -59,10 +66,6 @@ def translate_hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         ) from error
     except errors.RevisionNotFoundError as error:
         raise FileNotFoundError(f"{where} has no revision {revision!r}") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{where} is not in the cache, and cannot be reached, or local_files_only forbids it"
-        ) from error
     except errors.LocalTokenNotFoundError as error:
         raise PermissionError(f"{where} needs a token, but none is stored: pass token= or log in") from error
     except (FileNotFoundError, PermissionError):
@@ -72,6 +75,17 @@ def translate_hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         if not isinstance(cause, http_error):
             raise
         raise _network_error(cause, where) from error
+
+
+def _why_not_downloaded(error: Exception) -> str:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    cause = error.__cause__
+    if isinstance(cause, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE forbids downloads: unset it to load the network once, or load it from a folder"
+    if cause is None:
+        return "local_files_only=True forbids downloads"
+    return f"the Hub cannot be reached: {cause}"
 
 
 def _network_error(error: Exception, where: str) -> OSError:

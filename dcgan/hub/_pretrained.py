@@ -5,18 +5,20 @@ import logging
 import os
 import tempfile
 from inspect import Parameter, signature
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from dcgan import __version__
 from dcgan._files import atomic_write
-from dcgan.hub._client import conversion_hint, download, translate_hub_errors
+from dcgan.hub._client import IDENTITY, conversion_hint, download, translate_hub_errors
 
 logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the text that Git LFS puts in a file's place begins
 
 
 class Pretrained(nn.Module):
@@ -35,6 +37,7 @@ class Pretrained(nn.Module):
         name_or_path: str | os.PathLike[str],
         *,
         revision: str | None = None,
+        subfolder: str = "",
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
@@ -47,8 +50,9 @@ class Pretrained(nn.Module):
         Nothing in the files is executed. The tensors are copied out of the file, which may then be changed or removed.
 
         Args:
-            name_or_path: A folder, or a repository `"organisation/name"`.
+            name_or_path: A folder, in which `~` is the home directory, or a repository `"organisation/name"`.
             revision: Branch, tag or commit of the repository.
+            subfolder: Folder inside the folder or repository to load from; a discriminator is in its `discriminator/`.
             cache_dir: Folder for downloads; by default the Hub's usual cache.
             token: Access token for a private repository; by default that of `hf auth login`.
             local_files_only: Use the cache only.
@@ -57,15 +61,17 @@ class Pretrained(nn.Module):
             dtype: Floating-point type of the network; by default that of the file.
 
         Raises:
-            FileNotFoundError: If there is no such folder, repository, revision or file.
+            FileNotFoundError: If there is no such folder, repository, revision or file, or the cache lacks it and
+                `local_files_only` or the variable HF_HUB_OFFLINE forbids downloads.
             NotADirectoryError: If `name_or_path` is a file.
             PermissionError: If the repository needs a token, or refuses the given one.
             OSError: If the download fails.
-            ValueError: If the configuration or the weights do not fit this class.
+            ValueError: If `subfolder` is not a path inside the folder, or the configuration or the weights do not fit
+                this class.
         """
         torch.empty(0, device=device)  # raises for an unknown device before anything is downloaded
-        names = [f"{cls.subfolder}/{file}".lstrip("/") for file in (CONFIG, WEIGHTS)]
-        path = Path(name_or_path)
+        names = [str(PurePosixPath(_inner_path(subfolder), cls.subfolder, file)) for file in (CONFIG, WEIGHTS)]
+        path = _expand_home(name_or_path)
         if not os.fspath(name_or_path):
             raise ValueError("name_or_path must be a folder or a repository's name, got an empty one")
         if path.is_file():
@@ -86,6 +92,7 @@ class Pretrained(nn.Module):
     @classmethod
     def _from_files(cls, config_path: Path, weights_path: Path) -> Self:
         config = _read_config(config_path)
+        cls._expect_known(config, config_path)
         state, saved_config = _read_weights(weights_path)
         try:
             network = cls._build(config, state, config_path, weights_path)
@@ -93,6 +100,7 @@ class Pretrained(nn.Module):
             if saved_config in (None, config):
                 raise
             # A save was cut off between its two files: the weights are newer, and hold their own configuration.
+            cls._expect_known(saved_config, weights_path)
             network = cls._build(saved_config, state, weights_path, weights_path)
             logger.warning("using the configuration inside %s, since %s", weights_path, error)
         else:
@@ -103,6 +111,22 @@ class Pretrained(nn.Module):
         return network.eval()
 
     @classmethod
+    def _expect_known(cls, config: dict[str, Any], path: Path) -> None:
+        """Check that the constructor takes every argument of a configuration: one left out would be another network.
+
+        Raises:
+            ValueError: If not, naming the arguments and the versions that wrote the file and read it.
+        """
+        if (name := config.get("class", cls.__name__)) != cls.__name__:
+            raise ValueError(f"{path} describes a {name}, not a {cls.__name__}")
+        if unknown := sorted(config.keys() - {"class", "dcgan"} - _accepted_arguments(cls)):
+            arguments = ", ".join(map(repr, unknown))
+            raise ValueError(
+                f"{path} does not describe a {cls.__name__}: unknown argument{'s' * (len(unknown) > 1)} {arguments}; "
+                f"{_versions(config)}"
+            )
+
+    @classmethod
     def _build(cls, config: dict[str, Any], state: dict[str, Tensor], config_path: Path, weights_path: Path) -> Self:
         """Build a network from its configuration, on the CPU, with the type of the tensors, which must fit it.
 
@@ -110,19 +134,15 @@ class Pretrained(nn.Module):
             ValueError: If it does not describe a network of this class, or the tensors do not fit.
         """
         arguments = {name: value for name, value in config.items() if name not in ("class", "dcgan")}
-        if (name := config.get("class", cls.__name__)) != cls.__name__:
-            raise ValueError(f"{config_path} describes a {name}, not a {cls.__name__}")
         try:
             _expect_size(cls._minimum_parameters(arguments), sum(tensor.numel() for tensor in state.values()))
             # On the CPU, whatever the caller's default is, and without disturbing the random numbers drawn there.
             with torch.device("cpu"), torch.random.fork_rng(devices=[]):
                 network = cls(**arguments)
         except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
-            import dcgan
-
-            writer = config.get("dcgan")
-            by = f"; it was written by dcgan {writer}, and this is {dcgan.__version__}" if writer else ""
-            raise ValueError(f"{config_path} does not describe a {cls.__name__}: {error}{by}") from error
+            raise ValueError(
+                f"{config_path} does not describe a {cls.__name__}: {error}; {_versions(config)}"
+            ) from error
         expect_fit(state, network.state_dict(), f"{weights_path} does not fit the {cls.__name__} of {config_path.name}")
         dtypes = [tensor.dtype for tensor in state.values() if tensor.is_floating_point()]
         return network.to(dtypes[0]) if dtypes else network
@@ -141,13 +161,11 @@ class Pretrained(nn.Module):
         Raises:
             ValueError: If the constructor of a subclass takes arguments that `config` does not hold.
         """
-        import dcgan
-
         _expect_complete_config(self)
-        target = Path(folder, self.subfolder)
+        target = _expand_home(folder) / self.subfolder
         target.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        config = {"class": type(self).__name__, "dcgan": dcgan.__version__, **self.config}
+        config = {"class": type(self).__name__, "dcgan": __version__, **self.config}
 
         from safetensors.torch import save
 
@@ -190,7 +208,7 @@ class Pretrained(nn.Module):
 
         from dcgan.hub._card import model_card
 
-        api = HfApi(token=token)
+        api = HfApi(token=token, **IDENTITY)
         message = commit_message or f"Upload {type(self).__name__}"
         with tempfile.TemporaryDirectory() as folder, translate_hub_errors(repo_id, revision):
             self.save_pretrained(folder)
@@ -213,14 +231,7 @@ def _expect_size(minimum: int, available: int) -> None:
 
 def _expect_complete_config(network: Pretrained) -> None:
     """Check that a network can be rebuilt from its `config`."""
-    accepted: set[str] = set()
-    for base in type(network).__mro__:
-        if "__init__" in vars(base):
-            _, *parameters = signature(vars(base)["__init__"]).parameters.values()
-            accepted |= {p.name for p in parameters if p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)}
-            if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
-                break
-    name = type(network).__name__
+    name, accepted = type(network).__name__, _accepted_arguments(type(network))
     if absent := sorted(accepted - network.config.keys()):
         remedy = "; ".join(f'self.config["{argument}"] = {argument}' for argument in absent)
         raise ValueError(
@@ -232,6 +243,37 @@ def _expect_complete_config(network: Pretrained) -> None:
             f"{name} cannot be saved: its config holds {', '.join(unknown)}, which its constructor does not take. "
             f"Accept **kwargs in __init__, and pass them on to super().__init__()"
         )
+
+
+def _accepted_arguments(cls: type[Pretrained]) -> set[str]:
+    """Return the names of a constructor's arguments, and of those that it passes on to its bases as `**kwargs`."""
+    accepted: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            _, *parameters = signature(vars(base)["__init__"]).parameters.values()
+            accepted |= {p.name for p in parameters if p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)}
+            if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+                break
+    return accepted
+
+
+def _versions(config: dict[str, Any]) -> str:
+    writer = config.get("dcgan")
+    by = f"was written by dcgan {writer}" if writer else "does not name the version of dcgan that wrote it"
+    return f"the file {by}, and this is {__version__}"
+
+
+def _inner_path(subfolder: str) -> str:
+    """Return a path inside a folder or repository with forward slashes, as the Hub has them."""
+    path = PureWindowsPath(subfolder)  # which knows both kinds of slash, and drives
+    if path.anchor or ".." in path.parts:
+        raise ValueError(f"subfolder must be a relative path without '..', such as 'faces/ema', got {subfolder!r}")
+    return path.as_posix()
+
+
+def _expand_home(folder: str | os.PathLike[str]) -> Path:
+    # No repository's name begins with a tilde. Path.expanduser raises a RuntimeError where there is no home.
+    return Path(os.path.expanduser(folder))  # noqa: PTH111
 
 
 def _local_files(folder: Path, names: list[str], class_name: str) -> list[Path]:
@@ -262,9 +304,19 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
         saved_config = json.loads(metadata["config"]) if "config" in metadata else None
     except (SafetensorError, ValueError) as error:
+        if _is_lfs_pointer(path):
+            raise ValueError(
+                f"{path} is a Git LFS pointer, not the weights: the repository was cloned without Git LFS. "
+                "Install it, then run `git lfs pull` in the clone"
+            ) from error
         remedy = "; if it was downloaded, force_download=True downloads it again"
         raise ValueError(f"{path} is not a complete safetensors file: {error}{remedy}") from error
     return state, saved_config if isinstance(saved_config, dict) else None
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def expect_fit(state: dict[str, Tensor], expected: dict[str, Tensor], message: str) -> None:
