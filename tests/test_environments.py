@@ -126,6 +126,7 @@ def test_a_terminal_that_can_do_nothing(tmp_path):
     assert b"\x1b" not in ran.stdout + ran.stderr
 
 
+@pytest.mark.slow
 def test_files_are_read_and_written_in_utf8(tmp_path):
     # The encoding of a text file is always given: the default differs from system to system.
     code = """
