@@ -1,7 +1,8 @@
 """Convolutions in their fastest form, and BatchNorms fused into them for sampling.
 
 The convolutions at both ends of a network have odd shapes. Each class here is the plain convolution it derives from:
-the same weights, and the same results up to rounding.
+the same arguments and weights, and the same results up to rounding. It is faster for one shape and computes any other
+plainly, since adapters such as LoRA build new layers of the type of the one they adapt.
 
 Shapes: N batch, K channels of the image, C of the map next to it, h×w the smallest map, whose channels are M.
 """
@@ -23,10 +24,12 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class LatentProjection(nn.ConvTranspose2d):
-    """Transposed convolution of 1×1 maps `(N, Z, 1, 1)` to `(N, M, h, w)`, as one matrix product."""
+    """Transposed convolution, of 1×1 maps `(N, Z, 1, 1)` to `(N, M, h, w)` as one matrix product."""
 
     def forward(self, pixel: Tensor) -> Tensor:  # type: ignore[override]
         """Return the map."""
+        if pixel.shape[2:] != (1, 1) or not _is_valid(self) or self.output_padding != (0, 0):
+            return super().forward(pixel)
         _, width, height, _ = self.weight.shape
         # The weights are a view in their own order, which is also that of the map and of all layers after it.
         order = "h w m" if self.weight.is_contiguous(memory_format=torch.channels_last) else "m h w"
@@ -37,46 +40,57 @@ class LatentProjection(nn.ConvTranspose2d):
 
 
 class FullMapConv2d(nn.Conv2d):
-    """Convolution of maps with a kernel of their size: `(N, M, h, w)` to `(N, 1, 1, 1)`, as a matrix product."""
+    """Convolution, of maps with a kernel of their size, `(N, M, h, w)` to `(N, 1, 1, 1)`, as a matrix product."""
 
     def forward(self, map: Tensor) -> Tensor:  # noqa: A002
         """Return the pixel."""
+        if map.shape[2:] != self.kernel_size or not _is_valid(self):
+            return super().forward(map)
         weight = rearrange(self.weight, "o m h w -> o (h w m)")
         flat = F.linear(rearrange(map, "n m h w -> n (h w m)"), weight, self.bias)
         return flat[:, :, None, None]
 
 
 class SpaceToDepthConv2d(nn.Conv2d):
-    """4×4 convolution of stride 2 and padding 1 of an image `(N, K, 2h, 2w)` to `(N, C, h, w)`.
+    """Convolution, faster for a 4×4 one of stride 2 and padding 1 of an image `(N, K, 2h, 2w)` to `(N, C, h, w)`.
 
     Every 2×2 pixels become one of 4K channels, and the convolution is a 2×2 one of stride 1: the gradient of the image,
     which the generator learns from, is slow to compute over a handful of channels.
     """
 
-    def __init__(self, c_in: int, c_out: int, *, bias: bool):
-        super().__init__(c_in, c_out, 4, 2, 1, bias=bias)
-
     def forward(self, image: Tensor) -> Tensor:
         """Return the map."""
+        if not _halves(self) or image.shape[2] % 2 or image.shape[3] % 2:
+            return super().forward(image)
         weight = rearrange(self.weight, "c k (h i) (w j) -> c (k i j) h w", i=2, j=2)
         return F.conv2d(F.pixel_unshuffle(F.pad(image, (1, 1, 1, 1)), 2), weight, self.bias)
 
 
 class SubPixelConvTranspose2d(nn.ConvTranspose2d):
-    """Transposed 4×4 convolution of stride 2 and padding 1 of maps `(N, C, h, w)` to images `(N, K, 2h, 2w)`.
+    """Transposed convolution, faster for a 4×4 one of stride 2 and padding 1 to images `(N, K, 2h, 2w)`.
 
-    Computed as a 2×2 convolution to 4K channels, one for each of the 2×2 pixels that see the same 2×2 inputs
-    (Shi et al., 2016, https://arxiv.org/abs/1609.07009).
+    That one, of maps `(N, C, h, w)`, is computed as a 2×2 convolution to 4K channels, one for each of the 2×2 pixels
+    that see the same 2×2 inputs (Shi et al., 2016, https://arxiv.org/abs/1609.07009).
     """
-
-    def __init__(self, c_in: int, c_out: int, *, bias: bool):
-        super().__init__(c_in, c_out, 4, 2, 1, bias=bias)
 
     def forward(self, map: Tensor) -> Tensor:  # type: ignore[override]  # noqa: A002
         """Return the image."""
+        if not _halves(self) or self.output_padding != (0, 0):
+            return super().forward(map)
         weight = rearrange(self.weight, "c k (h i) (w j) -> (k i j) c h w", i=2, j=2).flip(2, 3)
         images = F.pixel_shuffle(F.conv2d(map, weight, padding=1), 2)[:, :, 1:-1, 1:-1]
         return images if self.bias is None else images + self.bias[:, None, None]
+
+
+def _is_valid(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Return whether a convolution is a plain one without padding."""
+    return (conv.padding, conv.dilation, conv.groups) == ((0, 0), (1, 1), 1)
+
+
+def _halves(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Return whether a convolution is a plain 4×4 one of stride 2 and padding 1, which halves or doubles each side."""
+    shape = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+    return shape == ((4, 4), (2, 2), (1, 1), (1, 1), 1, "zeros")
 
 
 _FUSIBLE = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, LatentProjection, SpaceToDepthConv2d, SubPixelConvTranspose2d)

@@ -18,10 +18,10 @@ from dcgan.layers import (
 CASES = [
     (LatentProjection, lambda bias: LatentProjection(7, 5, (3, 4), bias=bias), (6, 7, 1, 1)),
     (FullMapConv2d, lambda bias: FullMapConv2d(5, 1, (3, 4), bias=bias), (6, 5, 3, 4)),
-    (SpaceToDepthConv2d, lambda bias: SpaceToDepthConv2d(3, 5, bias=bias), (6, 3, 8, 12)),
-    (SpaceToDepthConv2d, lambda bias: SpaceToDepthConv2d(1, 5, bias=bias), (1, 1, 2, 4)),
-    (SubPixelConvTranspose2d, lambda bias: SubPixelConvTranspose2d(5, 3, bias=bias), (6, 5, 4, 6)),
-    (SubPixelConvTranspose2d, lambda bias: SubPixelConvTranspose2d(5, 1, bias=bias), (1, 5, 1, 2)),
+    (SpaceToDepthConv2d, lambda bias: SpaceToDepthConv2d(3, 5, 4, 2, 1, bias=bias), (6, 3, 8, 12)),
+    (SpaceToDepthConv2d, lambda bias: SpaceToDepthConv2d(1, 5, 4, 2, 1, bias=bias), (1, 1, 2, 4)),
+    (SubPixelConvTranspose2d, lambda bias: SubPixelConvTranspose2d(5, 3, 4, 2, 1, bias=bias), (6, 5, 4, 6)),
+    (SubPixelConvTranspose2d, lambda bias: SubPixelConvTranspose2d(5, 1, 4, 2, 1, bias=bias), (1, 5, 1, 2)),
 ]
 
 
@@ -39,6 +39,26 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(layer_class, bu
         results.append([y, *first, *(tensor for tensor in second if tensor is not None)])
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer_class", [LatentProjection, FullMapConv2d, SpaceToDepthConv2d, SubPixelConvTranspose2d])
+@pytest.mark.parametrize(
+    "arguments", [(1,), (3, 1, 1), (4, 2, 1), (4, 2), (4, 4), ((4, 2), 2, 1), (4, 2, 1, 1), (5, 2, 2), (8,), (4, 2, 2)]
+)
+def test_other_shapes_are_computed_plainly(layer_class, arguments):
+    plain_class = layer_class.__bases__[0]
+    layer = layer_class(4, 6, *arguments).double()
+    plain = plain_class(4, 6, *arguments).double()
+    plain.load_state_dict(layer.state_dict())
+    for shape in [(2, 4, 8, 8), (2, 4, 9, 12), *([(2, 4, 1, 1)] if plain_class is nn.ConvTranspose2d else [])]:
+        x = torch.randn(shape, dtype=torch.float64)
+        try:
+            expected = plain(x)
+        except RuntimeError:
+            with pytest.raises(RuntimeError):
+                layer(x)
+        else:
+            torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_channels_last_stays_channels_last():
