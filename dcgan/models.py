@@ -143,7 +143,7 @@ class Generator(_Network):
         if self.config["upsample"] == "resize":
             return {"enlarge": nn.Upsample(scale_factor=2), **self._same(c_in, c_out)}
         if kernel == 4 and c_out == self.config["channels"]:
-            return {"conv": SubPixelConvTranspose2d(c_in, c_out, bias=bias)}
+            return {"conv": SubPixelConvTranspose2d(c_in, c_out, 4, 2, 1, bias=bias)}
         padding = (kernel - 1) // 2
         extra = 2 + 2 * padding - kernel  # what makes the output exactly twice the input: 0 for a 4×4 kernel, else 1
         return {"conv": nn.ConvTranspose2d(c_in, c_out, kernel, 2, padding, extra, bias=bias)}
@@ -340,7 +340,7 @@ class Discriminator(_Network):
                 layers += [(f"{_name(before)}_conv", same, c_out)]
             c_mid = c_in if convs_per_stage == 1 else c_out
             if kernel_size == 4 and c_mid == channels:
-                halving: nn.Module = SpaceToDepthConv2d(c_mid, c_out, bias=bias)
+                halving: nn.Module = SpaceToDepthConv2d(c_mid, c_out, 4, 2, 1, bias=bias)
             else:
                 halving = nn.Conv2d(c_mid, c_out, kernel_size, 2, padding, bias=bias)
             layers += [(_name(after), halving, c_out)]
@@ -408,6 +408,7 @@ def from_pretrained(
     name_or_path: str | PathLike[str],
     *,
     revision: str | None = None,
+    subfolder: str = "",
     cache_dir: str | PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
@@ -418,6 +419,7 @@ def from_pretrained(
     """Load a generator and its discriminator, for further training; arguments are as in `Generator.from_pretrained`."""
     options: dict[str, Any] = {
         "revision": revision,
+        "subfolder": subfolder,
         "cache_dir": cache_dir,
         "token": token,
         "local_files_only": local_files_only,

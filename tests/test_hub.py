@@ -300,6 +300,8 @@ def test_networks_are_found_in_a_subfolder(saved, subfolder, tmp_path_factory):
         network.save_pretrained(folder / subfolder.replace("\\", "/"))
         loaded = type(network).from_pretrained(folder, subfolder=subfolder)
         assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in network.state_dict().items())
+    for network, loaded in zip(networks, dcgan.from_pretrained(folder, subfolder=subfolder), strict=True):
+        assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in network.state_dict().items())
     with pytest.raises(FileNotFoundError, match=r"has no Generator: .*other.config.json is missing"):
         Generator.from_pretrained(folder, subfolder="other")
 

@@ -81,12 +81,14 @@ G, D = dcgan.Generator.from_pretrained, dcgan.Discriminator.from_pretrained
 result["root"] = digest(G("me/g"))
 result["generator"] = digest(G("me/g", subfolder="faces/ema"))
 result["discriminator"] = digest(D("me/g", subfolder="faces\\\\ema"))
+result["pair"] = [digest(network) for network in dcgan.from_pretrained("me/g", subfolder="faces/ema")]
 result["absent"] = attempt(D, "me/g", subfolder="faces")
 result["outside"] = attempt(G, "me/g", subfolder="../ema")
 """
     ran = client(hub, code, home=tmp_path / "home")
     assert ran.result["root"] == digest(other)
     assert (ran.result["generator"], ran.result["discriminator"]) == (digest(generator), digest(discriminator))
+    assert ran.result["pair"] == [digest(generator), digest(discriminator)]
     inner = [f"faces/ema/{name}" for name in (*PAIR, *(f"discriminator/{name}" for name in PAIR))]
     assert hub.downloads() == [*PAIR, *inner]
     raised(ran.result["absent"], FileNotFoundError, r"has no Discriminator: faces/discriminator/config.json is missing")
