@@ -1,5 +1,6 @@
 """Training state on disk: `step-000500.pt` files, written atomically and loadable with `weights_only=True`."""
 
+import contextlib
 import io
 import re
 from pathlib import Path
@@ -33,10 +34,9 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2) -> Pa
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
     others = [other for other in list_states(folder) if other != path]
-    for old in others[: max(0, len(others) + 1 - keep)]:
-        old.unlink()
-    for leftover in folder.glob(".step-*.pt.*.tmp"):  # of processes that were killed
-        leftover.unlink()
+    for old in [*others[: max(0, len(others) + 1 - keep)], *folder.glob(".step-*.pt.*.tmp")]:  # and of killed processes
+        with contextlib.suppress(PermissionError):  # on Windows, another program may read it: the next save removes it
+            old.unlink()
     return path
 
 

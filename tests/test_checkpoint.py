@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,3 +112,20 @@ def test_an_error_while_writing_leaves_the_old_state_and_names_the_file(tmp_path
         checkpoint.save(tmp_path, {"other": 1}, step=1)
     assert names(tmp_path) == ["step-000001.pt"]
     assert path.read_bytes() == before
+
+
+def test_an_old_state_that_another_program_holds_is_removed_by_a_later_save(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, state_of(1), step=1, keep=1)
+    unlink = Path.unlink
+
+    def held(self, *args, **kwargs):
+        if self.name == "step-000001.pt":
+            raise PermissionError(13, "The process cannot access the file", str(self))  # as Windows says
+        unlink(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "unlink", held)
+    checkpoint.save(tmp_path, state_of(2), step=2, keep=1)
+    assert names(tmp_path) == ["step-000001.pt", "step-000002.pt"]
+    monkeypatch.undo()
+    checkpoint.save(tmp_path, state_of(3), step=3, keep=1)
+    assert names(tmp_path) == ["step-000003.pt"]

@@ -21,6 +21,7 @@ def fences(page, language):
     return [code for skipped, name, code in found if name == language and not skipped]
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # by checkpoints of a single process
 @pytest.mark.parametrize("page", [page for page in PAGES if fences(page, "python")], ids=lambda page: page.name)
 def test_python_on_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

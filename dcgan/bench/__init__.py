@@ -234,7 +234,7 @@ class _ContenderProcess:
 def _start_contender(name: str, settings: dict[str, Any]) -> Iterator[_ContenderProcess]:
     command = [sys.executable, "-m", "dcgan.bench._contender", name]
     with subprocess.Popen(  # noqa: S603 - this interpreter and a module of ours
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
     ) as process:
         contender = _ContenderProcess(process)
         try:
