@@ -1,0 +1,184 @@
+"""The examples run as their docstrings say, in one process and in two, and go on exactly after an interruption.
+
+A recorder in each process notes what the trainer does, so that the examples need no line for their tests.
+"""
+
+import ast
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py"))
+LIBRARIES = {
+    "accelerate_loop": "accelerate",
+    "fabric": "lightning",
+    "ignite_loop": "ignite",
+    "lightning_module": "lightning",
+}
+IN_ONE_PROCESS = ["any_networks", "own_loop"]
+# What comes before the script, and after it.
+IN_TWO_PROCESSES = {
+    "accelerate_loop": ("torchrun --standalone --nproc-per-node 2", ""),
+    "fabric": ("fabric run --main-port PORT --accelerator cpu --devices 2 --strategy ddp", ""),
+    "ignite_loop": ("torchrun --standalone --nproc-per-node 2", ""),
+    "lightning_module": ("python", "2 2"),
+    "torchvision_loop": ("torchrun --standalone --nproc-per-node 2", ""),
+}
+# In a sitecustomize.py, which Python imports when it starts, in whatever way a process is started.
+RECORDER = """
+import atexit, hashlib, json, os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from dcgan import Trainer
+from dcgan._checks import expect_images
+
+step, images = Trainer.step, []
+
+
+def digest(tensors):
+    return hashlib.sha256(b"".join(tensor.detach().numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+def write(trainer, first, rank):
+    state = trainer.state_dict()
+    adams = [value for name in ("g_optimizer", "d_optimizer") for value in state[name]["state"].values()]
+    networks = [tensor for name in ("generator", "discriminator", "ema") for tensor in state[name].values()]
+    moments = [tensor for values in adams for tensor in values.values()]
+    record = {"first": first, "steps": trainer.steps, "images": images, "state": digest(networks + moments)}
+    Path(os.environ["RECORDS"], f"{rank}.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def recorded_step(trainer, batch):
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    if not images:
+        atexit.register(write, trainer, trainer.steps, rank)
+    images.append([digest([image]) for image in expect_images(batch)])
+    metrics = step(trainer, batch)
+    if trainer.steps == int(os.environ["KILL_AT"]):
+        write(trainer, trainer.steps - len(images), rank)
+        if dist.is_initialized():
+            dist.barrier()  # the others have written, too
+        os._exit(9)  # as if killed: the example can neither save nor clean up
+    return metrics
+
+
+Trainer.step = recorded_step
+"""
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Run an example in a folder, where its checkpoints are, and return what each process recorded."""
+    (tmp_path / "sitecustomize.py").write_text(RECORDER, encoding="utf-8")
+
+    def run(name, folder, *, processes=1, kill_at=0, options=()):
+        if name in LIBRARIES:
+            pytest.importorskip(LIBRARIES[name])
+        before, after = IN_TWO_PROCESSES[name] if processes == 2 else ("python", "")
+        program, *arguments = before.replace("PORT", free_port()).split()
+        program = sys.executable if program == "python" else str(Path(sys.executable).with_name(program))
+        command = [program, *arguments, str(FOLDER / f"{name}.py"), *after.split(), *options]
+        records = tmp_path / f"records-{len(list(tmp_path.iterdir()))}"
+        for path in (tmp_path / folder, records):
+            path.mkdir(exist_ok=True)
+        environment = {**os.environ, "RECORDS": str(records), "KILL_AT": str(kill_at)}
+        environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+        done = subprocess.run(
+            command, cwd=tmp_path / folder, env=environment, capture_output=True, text=True, timeout=400, check=False
+        )
+        assert (done.returncode != 0) == bool(kill_at), done.stdout + done.stderr
+        ranks = [records / f"{rank}.json" for rank in range(processes)]
+        assert sorted(records.iterdir()) == ranks, done.stdout + done.stderr
+        return [SimpleNamespace(**json.loads(rank.read_text(encoding="utf-8"))) for rank in ranks]
+
+    return run
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_short_and_says_how_to_run_it(name):
+    source = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    assert source.count("\n") <= 60
+    docstring = ast.get_docstring(ast.parse(source))
+    assert f"python examples/{name}.py" in docstring
+    if name in IN_TWO_PROCESSES:
+        before, _ = IN_TWO_PROCESSES[name]
+        assert f"{before.replace('--main-port PORT ', '')} examples/{name}.py" in docstring
+
+
+def test_the_examples_are_those_that_are_run():
+    assert sorted([*IN_ONE_PROCESS, *IN_TWO_PROCESSES]) == EXAMPLES
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "own_loop" else pytest.mark.slow) for name in IN_ONE_PROCESS]
+)
+def test_an_example_runs(launch, name):
+    (run,) = launch(name, "run")
+    assert run.first == 0
+    assert run.steps == len(run.images) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("name", sorted(IN_TWO_PROCESSES))
+def test_an_example_goes_on_exactly_after_it_was_killed(launch, name, processes):
+    unbroken = launch(name, "unbroken", processes=processes)
+    expect_shared_training(unbroken)
+    half = unbroken[0].steps // 2
+    kill_at = half + half // 4  # within an epoch, and apart from the last checkpoint
+    launch(name, "killed", processes=processes, kill_at=kill_at)
+    resumed = launch(name, "killed", processes=processes)
+    for whole, rest in zip(unbroken, resumed, strict=True):
+        assert 0 < rest.first < kill_at
+        assert rest.images == whole.images[rest.first :]
+        assert (rest.steps, rest.state) == (whole.steps, whole.state)
+
+
+def expect_shared_training(ranks):
+    """The processes share out the images of an epoch in batches of one size, and agree on all that is trained."""
+    epoch = [batch for run in ranks for batch in run.images[: run.steps // 2]]
+    images = [image for batch in epoch for image in batch]
+    assert len(images) == len(set(images)) == len(epoch) * len(epoch[0]) > 0
+    assert len({(run.steps, run.state) for run in ranks}) == 1
+
+
+@pytest.mark.slow
+def test_the_bare_loop_trains_on_mnist(launch, real_data):
+    ranks = launch("torchvision_loop", "run", processes=2, kill_at=20, options=["--mnist", str(real_data)])
+    expect_shared_training(ranks)
+    noise = launch("torchvision_loop", "noise", processes=2, kill_at=20)
+    assert ranks[0].state != noise[0].state
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(FOLDER / "notebook.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert {output.output_type for output in outputs} == {"display_data"}  # no text, and so no warning
+    assert all("image/png" in output.data for output in outputs)
+
+
+def test_the_notebook_is_stored_without_outputs():
+    notebook = json.loads((FOLDER / "notebook.ipynb").read_text(encoding="utf-8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert code
+    assert all((cell["outputs"], cell["execution_count"]) == ([], None) for cell in code)
