@@ -6,6 +6,8 @@ the discriminator three times and freezes it for the last. The networks keep the
 framework that starts processes will do.
 """
 
+import logging
+import os
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -13,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dcgan.ema import BATCH_NORMS
+
+logger = logging.getLogger(__name__)
 
 
 def process_count() -> int:
@@ -23,6 +27,17 @@ def process_count() -> int:
 def process_rank() -> int:
     """Return the number of this process, 0 without a process group."""
     return dist.get_rank() if process_count() > 1 else 0
+
+
+def warn_if_alone() -> None:
+    """Warn if a launcher has started several processes, but none of them has joined a process group."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    if process_count() == 1 and started != "1":
+        logger.warning(
+            "WORLD_SIZE is %s, but there is no process group, so that each process trains networks of its own: call "
+            "torch.distributed.init_process_group before you build the trainer",
+            started,
+        )
 
 
 def unwrap(network: nn.Module) -> nn.Module:

@@ -141,6 +141,7 @@ class Trainer(Generic[G, D]):
         self.device = _checks.common_device(generator, discriminator)
         self._defaults = device_defaults(self.device)
         self._processes = _distributed.process_count()
+        _distributed.warn_if_alone()
         self.seed, self.steps = seed, 0
         self._latent_shape, self._latent, value_range = _checks.latents_and_range(generator, latent_dim, latent)
         self._value_range = value_range or (-1.0, 1.0)

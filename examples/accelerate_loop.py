@@ -27,8 +27,7 @@ accelerator = Accelerator(cpu=not torch.accelerator.is_available(), dataloader_c
 set_seed(0)
 
 digits = data.load("digits", image_size=32, channels=1)
-pixels = digits.batch(range(len(digits)))  # uint8 (N, 1, 32, 32)
-loader = DataLoader(pixels, batch_size=32, shuffle=True, drop_last=True)
+loader = DataLoader(digits, batch_size=32, shuffle=True, drop_last=True)
 loader = accelerator.prepare(loader)  # of n processes, each takes every n-th batch
 
 # Without `accelerator.prepare`: the trainer averages the gradients of all processes itself.

@@ -22,14 +22,13 @@ fabric = Fabric()  # with `fabric run`, it joins the processes; the trainer is b
 fabric.seed_everything(0, verbose=False)
 
 digits = data.load("digits", image_size=32, channels=1)
-pixels = digits.batch(range(len(digits)))  # uint8 (N, 1, 32, 32)
 
 
 def load_epoch(epoch: int) -> DataLoader:
     """Return this process's part of the images, in the order of one epoch."""
     # Fabric counts the epochs of a loader from 0, after a restart too: the seed makes the orders differ.
-    sampler = DistributedSampler(pixels, fabric.world_size, fabric.global_rank, seed=epoch, drop_last=True)
-    return fabric.setup_dataloaders(DataLoader(pixels, batch_size=32, sampler=sampler, drop_last=True))
+    sampler = DistributedSampler(digits, fabric.world_size, fabric.global_rank, seed=epoch, drop_last=True)
+    return fabric.setup_dataloaders(DataLoader(digits, batch_size=32, sampler=sampler, drop_last=True))
 
 
 # Without `fabric.setup`: the trainer averages the gradients of all processes itself.

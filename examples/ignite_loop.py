@@ -26,10 +26,9 @@ def train(_local_rank: int) -> None:
     """Train in one of the processes; the trainer finds the others."""
     torch.manual_seed(0)
     digits = data.load("digits", image_size=32, channels=1)
-    pixels = digits.batch(range(len(digits)))  # uint8 (N, 1, 32, 32)
     # Ignite adds such a sampler only where there are several processes. The batch size is that of all of them together.
-    sampler = DistributedSampler(pixels, idist.get_world_size(), idist.get_rank(), drop_last=True)
-    loader = idist.auto_dataloader(pixels, batch_size=32, sampler=sampler, drop_last=True)
+    sampler = DistributedSampler(digits, idist.get_world_size(), idist.get_rank(), drop_last=True)
+    loader = idist.auto_dataloader(digits, batch_size=32, sampler=sampler, drop_last=True)
 
     # Without `idist.auto_model`: the trainer averages the gradients of all processes itself.
     trainer = Trainer(

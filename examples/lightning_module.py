@@ -53,5 +53,5 @@ if __name__ == "__main__":
     networks = [kind(image_size=32, channels=1, base_channels=16) for kind in (Generator, Discriminator)]
     checkpoints = ModelCheckpoint("lightning", save_last=True)
     trainer = L.Trainer("cpu", devices=devices, max_epochs=epochs, callbacks=[checkpoints], logger=False)
-    trainer.fit(GAN(*networks, images.batch(range(len(images)))), ckpt_path="last")
+    trainer.fit(GAN(*networks, images), ckpt_path="last")
     print(f"{trainer.model.gan.steps} steps are done; saved as {checkpoints.last_model_path}")

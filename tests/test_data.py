@@ -315,3 +315,16 @@ def test_batches_on_a_gpu_equal_those_on_the_host(tmp_path, monkeypatch, fits, f
     for batch, expected in itertools.islice(zip(there, data.Batches(images, 7, seed=3, flip=flip), strict=False), 300):
         assert batch.is_cuda
         assert torch.equal(batch.cpu(), expected)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_images_are_a_dataset_of_torch(cache, tmp_path):
+    images = data.load("digits", image_size=16, channels=1, cache=cache, cache_dir=tmp_path)
+    whole = images.batch(np.arange(len(images)))
+    assert torch.equal(images[3], whole[3])
+    assert torch.equal(images[-1], whole[-1])
+    for index in (len(images), -len(images) - 1):
+        with pytest.raises(IndexError, match=f"index must be below 1797, the number of images, got {index}"):
+            _ = images[index]
+    served = list(torch.utils.data.DataLoader(images, batch_size=64))
+    assert torch.equal(torch.cat(served), whole)

@@ -142,3 +142,12 @@ def test_a_trainer_of_another_number_of_processes_refuses_to_train(monkeypatch):
     ):
         trainer.step(joint_batches(1)[0])
     assert trainer.steps == 0
+
+
+def test_processes_that_train_alone_are_noticed(monkeypatch, caplog):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    Trainer(*networks("batch"))
+    assert not caplog.records
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    Trainer(*networks("batch"))
+    assert "WORLD_SIZE is 2, but there is no process group" in caplog.text

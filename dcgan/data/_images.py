@@ -51,6 +51,10 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Return an image as uint8 `(K, H, W)`, as a `DataLoader` asks for it; `Batches` gathers them far faster."""
+        ...
+
     def batch(self, indices: np.ndarray) -> torch.Tensor:
         """Return the images `indices` `(B,)` as uint8 `(B, K, H, W)`, new and channels last in memory."""
         ...
@@ -76,7 +80,22 @@ class BadImages(ValueError):  # noqa: N818 (it holds images, not one error)
         return "\n  ".join(lines)
 
 
-class PackedImages:
+class _SingleImages:
+    """Images one by one, for those that come in batches."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def batch(self, indices: np.ndarray) -> torch.Tensor:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index must be below {len(self)}, the number of images, got {index}")
+        return self.batch(np.array([index % len(self)]))[0]
+
+
+class PackedImages(_SingleImages):
     """Images gathered from a memory-mapped packed file. Attributes as in `Images`."""
 
     def __init__(
@@ -95,7 +114,7 @@ class PackedImages:
         return channels_first(self._array[indices])
 
 
-class StreamedImages:
+class StreamedImages(_SingleImages):
     """Images decoded whenever they are asked for, by `workers` threads. Attributes as in `Images`."""
 
     def __init__(self, decoder: Decoder, workers: int) -> None:
