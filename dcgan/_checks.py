@@ -61,7 +61,8 @@ def common_device(*networks: nn.Module) -> torch.device:
     parameters = [parameter for network in networks for parameter in network.parameters()]
     if half := {parameter.dtype for parameter in parameters} & {torch.float16, torch.bfloat16}:
         raise ValueError(
-            f"the networks' weights must be float32, got {half.pop()}: for half precision, pass precision="
+            f"the networks' weights must be float32, got {half.pop()}: keep them so, and pass precision= to this "
+            "Trainer to compute in half precision"
         )
     devices = {parameter.device for parameter in parameters}
     if len(devices) != 1:
@@ -84,7 +85,10 @@ def latents_and_range(
     config = config if isinstance(config, Mapping) else {}
     latent_dim = config.get("latent_dim") if latent_dim is None else latent_dim
     if latent_dim is None:
-        raise TypeError("latent_dim is needed for a generator without config['latent_dim']")
+        raise TypeError(
+            "latent_dim is needed for a generator without config['latent_dim']: pass latent_dim=, the length of a "
+            "latent or its shape"
+        )
     latent = latent or config.get("latent", "normal")
     if not callable(latent):
         expect_choice("latent", latent, Distribution)

@@ -31,6 +31,7 @@ class StepMonitor:
         self._value_range, self._expects_logits = value_range, expects_logits
         self._first_nonfinite = torch.empty(len(_SOURCES), dtype=torch.int64, device=device)
         self._real_range = torch.empty(2, dtype=torch.float32, device=device)  # lowest, highest
+        self._fake_range = torch.empty(2, dtype=torch.float32, device=device)
         self._logit_range = torch.empty(2, dtype=torch.float32, device=device)
         self._warned: set[str] = set()
         self.reset()
@@ -38,13 +39,13 @@ class StepMonitor:
     def reset(self) -> None:
         """Discard all records."""
         self._first_nonfinite.fill_(-1)
-        for value_range in (self._real_range, self._logit_range):
+        for value_range in (self._real_range, self._fake_range, self._logit_range):
             value_range[0].fill_(math.inf)
             value_range[1].fill_(-math.inf)
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors that hold the records."""
-        return [self._first_nonfinite, self._real_range, self._logit_range]
+        return [self._first_nonfinite, self._real_range, self._fake_range, self._logit_range]
 
     @torch.no_grad()
     def record(self, step: Tensor, real: Tensor, fake: Tensor, *, losses: list[Tensor]) -> None:
@@ -54,6 +55,7 @@ class StepMonitor:
         finite = torch.stack([values.isfinite().all() for values in (real_range, fake_range, torch.stack(losses))])
         self._first_nonfinite.copy_(torch.where((self._first_nonfinite < 0) & ~finite, step, self._first_nonfinite))
         _widen(self._real_range, real_range)
+        _widen(self._fake_range, fake_range)
 
     @torch.no_grad()
     def record_logits(self, logits: Tensor) -> None:
@@ -72,11 +74,21 @@ class StepMonitor:
             source = _SOURCES[first.index(min(steps))]
             raise FloatingPointError(f"step {min(steps)}: the {source} turned non-finite (NaN or infinity)")
 
-    def warn_about_ranges(self) -> None:
-        """Wait for the device and warn, once, of ranges that look wrong."""
+    def warn_about_ranges(self, *, generated_too: bool) -> None:
+        """Wait for the device and warn, once, of ranges that look wrong.
+
+        Args:
+            generated_too: Whether enough steps were done to compare real and generated images.
+        """
         low, high = self._real_range.tolist()
         if warning := range_mismatch(low, high, self._value_range):
             self._warn(warning)
+        fake_low, fake_high = self._fake_range.tolist()
+        if generated_too and self._value_range is None and 4 * (fake_high - fake_low) < high - low < math.inf:
+            self._warn(
+                f"real images lie in [{low:.4g}, {high:.4g}], but the generated ones only in [{fake_low:.4g}, "
+                f"{fake_high:.4g}]: scale the real ones to the generator's range"
+            )
         low, high = self._logit_range.tolist()
         if 0 <= low < 0.5 < high <= 1:
             self._warn(

@@ -29,6 +29,7 @@ def backward_and_step(
         nn.utils.clip_grad_norm_(parameters_of(optimizer), max_grad_norm)
     scaler.step(optimizer)
     scaler.update()
+    torch.clear_autocast_cache()  # of casts of the weights, which have just changed
 
 
 @contextmanager

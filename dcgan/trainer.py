@@ -207,7 +207,9 @@ class Trainer(Generic[G, D]):
         """
         real = self._prepare(batch)
         z = self._draw_latents(len(real))  # (N, Z)
-        with global_seed(self._derive_seed(_NETWORK_STREAM), self.device):
+        # Backward passes and penalties are not computed under autocast, even if the caller is.
+        no_autocast = torch.autocast(self.device.type, enabled=False)
+        with no_autocast, global_seed(self._derive_seed(_NETWORK_STREAM), self.device):
             if self._cuda_graphs is None:
                 metrics = self._train_on(self._turns(self.steps), real, z)
             else:
@@ -282,10 +284,9 @@ class Trainer(Generic[G, D]):
             outputs: Tensor = self._discriminator(self._augment(images))
             return outputs.flatten()  # (N,)
 
-        # Penalties are differentiated twice, which half precision does not survive.
-        with torch.autocast(self.device.type, enabled=False):
-            fake = fake.to(real.dtype)
-            return sum(weight * penalty(logits, real, fake, self._rng) for weight, penalty in self._penalties)
+        # Penalties are differentiated twice, which half precision does not survive: here, autocast is off.
+        fake = fake.to(real.dtype)
+        return sum(weight * penalty(logits, real, fake, self._rng) for weight, penalty in self._penalties)
 
     def _augment(self, images: Tensor) -> Tensor:
         images = augment(images, self._augmentations, self._rng)
@@ -342,7 +343,7 @@ class Trainer(Generic[G, D]):
             if not torch.stack(finite).all():
                 when = f"step {self.steps - 1}" if self.steps else "before the first step"
                 raise FloatingPointError(f"{when}: the {name}'s weights turned non-finite")
-        self._monitor.warn_about_ranges()
+        self._monitor.warn_about_ranges(generated_too=self._batches_seen > _CHECK_EVERY)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next `step` depends on, as tensors and plain values, loadable weights-only."""
@@ -381,6 +382,8 @@ class Trainer(Generic[G, D]):
                 for whole, kept in parts.items():
                     _load(kept, before[whole])
                 raise ValueError(f"the state does not fit the {name}: {error}") from error
+        for optimizer in (self._g_optimizer, self._d_optimizer):  # also if others have restored them
+            _optim.match_memory_format(optimizer)
         self.steps, self.seed = state.get("steps", self.steps), state.get("seed", self.seed)
         self._monitor.reset()
         self._batches_seen = 0
@@ -431,7 +434,7 @@ class Trainer(Generic[G, D]):
         if self._batches_seen == 0 and real.device.type == "cpu":  # elsewhere, reading would wait for the device
             self._monitor.expect_range(real)
         elif self._batches_seen == _CHECK_EVERY and self.device.type == "cpu":
-            self._monitor.warn_about_ranges()
+            self._monitor.warn_about_ranges(generated_too=True)
         self._batches_seen += 1
         self._step_count.fill_(self.steps)
         real = real.to(self.device, non_blocking=self._defaults.non_blocking)

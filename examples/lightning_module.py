@@ -30,16 +30,20 @@ class GAN(L.LightningModule):
         sampler = DistributedSampler(self.images, self.trainer.world_size, self.trainer.global_rank)
         return DataLoader(self.images, batch_size=64, sampler=sampler, drop_last=True)
 
-    def on_train_start(self):  # the networks are on their device, and restored
-        g_optimizer, d_optimizer = self.optimizers()
+    def on_fit_start(self):  # the networks are on their device
+        g_optimizer, d_optimizer = self.optimizers()  # Lightning counts the steps of these, not of those inside
         self.gan = Trainer(self.generator, self.discriminator, g_optimizer=g_optimizer, d_optimizer=d_optimizer)
+
+    def on_train_start(self):  # the networks and optimisers are restored
         if self.restored is not None:
             self.gan.load_state_dict(self.restored, strict=False)
+            self.restored = None
 
     def training_step(self, batch, _):
         self.log_dict(self.gan.step(batch), sync_dist=True, prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint):  # what Lightning does not save itself
+        self.gan.check()  # raises if training is no longer finite
         checkpoint["gan"] = {name: self.gan.state_dict()[name] for name in ("steps", "seed", "ema")}
 
     def on_load_checkpoint(self, checkpoint):
@@ -48,10 +52,8 @@ class GAN(L.LightningModule):
 
 if __name__ == "__main__":
     epochs, devices = (int(word) for word in (sys.argv[1:] + ["2", "1"][len(sys.argv) - 1 :]))
-    images = data.load("digits", image_size=32, channels=1)
     torch.manual_seed(0)
     networks = [kind(image_size=32, channels=1, base_channels=16) for kind in (Generator, Discriminator)]
     checkpoints = ModelCheckpoint("lightning", save_last=True)
     trainer = L.Trainer("cpu", devices=devices, max_epochs=epochs, callbacks=[checkpoints], logger=False)
-    trainer.fit(GAN(*networks, images), ckpt_path="last")
-    print(f"{trainer.model.gan.steps} steps are done; saved as {checkpoints.last_model_path}")
+    trainer.fit(GAN(*networks, data.load("digits", image_size=32, channels=1)), ckpt_path="last")

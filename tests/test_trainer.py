@@ -1,6 +1,7 @@
 import copy
 import functools
 import io
+import re
 import subprocess
 import sys
 from collections import OrderedDict
@@ -680,6 +681,18 @@ def test_penalties_are_in_full_precision_also_inside_autocast(option):
     assert [logits.dtype for logits in seen] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.bfloat16]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("options", [{}, {"r1": 1.0}])
+def test_an_enclosing_autocast_changes_nothing(precision, options):
+    trainers = [Trainer(*networks(norm="layer"), precision=precision, **options) for _ in range(2)]
+    for real in batches(4):
+        alone = trainers[0].step(real)
+        with torch.autocast("cpu", torch.bfloat16):
+            enclosed = trainers[1].step(real)
+        assert alone == enclosed
+    assert torch.equal(*(weights(trainer.generator, trainer.discriminator) for trainer in trainers))
+
+
 def test_half_precision_weights_are_refused():
     generator, discriminator = networks()
     with pytest.raises(ValueError, match=r"the networks' weights must be float32, got torch.bfloat16"):
@@ -876,6 +889,31 @@ def test_likely_mistakes_in_batches_are_named(caplog):
     torch.manual_seed(0)
     Trainer(Generator(latent_dim=6, output="sigmoid", **TINY), Discriminator(**TINY)).step(images)
     assert "but the generator's in [0, 1]" in caplog.text
+
+
+def test_images_far_from_an_unknown_range_are_noticed(caplog):
+    class Residual(nn.Module):
+        """A generator whose code alone shows its range."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = Generator(latent_dim=6, **TINY)
+
+        def forward(self, z):
+            return self.net(z)
+
+    for scale, warnings in ((1.0, 0), (127.5, 1)):
+        caplog.clear()
+        torch.manual_seed(1)
+        trainer = Trainer(Residual(), Discriminator(**TINY), latent_dim=6)
+        for real in batches(110, n=2):
+            trainer.step((real + 1) * scale)
+            if trainer.steps == 5:
+                trainer.check()  # too early to tell
+                assert not caplog.records
+        trainer.check()
+        assert len(caplog.records) == warnings
+    assert re.search(r"real images lie in \[.*, 255\], but the generated ones only in \[-.*\]: scale", caplog.text)
 
 
 def test_images_on_a_device_are_checked_by_the_recorded_ranges(caplog):
