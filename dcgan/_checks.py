@@ -163,10 +163,11 @@ def expect_unwrapped(g_optimizer: Optimizer, d_optimizer: Optimizer, precision: 
         ValueError: If one is.
     """
     for name, optimizer in (("g_optimizer", g_optimizer), ("d_optimizer", d_optimizer)):
-        if precision == "fp16" and isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        wraps = any(isinstance(value, Optimizer) for value in vars(optimizer).values())
+        if precision == "fp16" and (wraps or not isinstance(optimizer, Optimizer)):
             raise ValueError(
                 f'{name} must be the optimiser itself with precision="fp16", got the wrapper '
-                f"{type(optimizer).__name__}: pass its `.optimizer`"
+                f"{type(optimizer).__name__}: pass the optimiser that it wraps"
             )
 
 
@@ -178,21 +179,21 @@ def expect_processes(count: int) -> None:
     """
     if process_count() != count:
         raise RuntimeError(
-            f"the trainer was built for {count} process(es), but the process group has {process_count()}, whose "
-            "networks would drift apart: build the trainer after torch.distributed.init_process_group"
+            f"the trainer was built for {count} process(es), but now there are {process_count()}, whose networks would "
+            "drift apart: build the trainer after torch.distributed.init_process_group, in each process that trains"
         )
 
 
-def expect_moments(name: str, optimizer: Optimizer, state: Mapping[str, Any], *, steps: int) -> None:
-    """Check that the state of an optimiser with moments, such as Adam, is not empty.
-
-    Raises:
-        ValueError: If it is, though the optimiser has trained.
-    """
-    if any("betas" in group for group in optimizer.param_groups) and not state.get("state", True):
-        raise ValueError(
-            f"the state is of step {steps}, but without the moments of the {name}: torch.distributed.checkpoint fills "
-            "only tensors that exist, so train each network of this trainer once before you load into it"
+def warn_about_moments(name: str, optimizer: Optimizer, state: Mapping[str, Any], *, steps: int) -> None:
+    """Warn of a state without the moments of an optimiser that has trained."""
+    without_moments = isinstance(optimizer, torch.optim.SGD) and not any(g["momentum"] for g in optimizer.param_groups)
+    if not state.get("state") and not without_moments:
+        logger.warning(
+            "the loaded state is of step %d, but has no moments of the %s, which starts anew: where "
+            "torch.distributed.checkpoint loaded it, train each network once before, since it fills only tensors that "
+            "exist",
+            steps,
+            name,
         )
 
 
@@ -216,7 +217,7 @@ def expect_images(batch: object) -> Tensor:
         items = {f"item {index}": value for index, value in enumerate(batch)}
     else:
         raise TypeError(f"the batch must be a tensor of images (N, K, H, W), got a {type(batch).__name__}")
-    images = [name for name, value in items.items() if isinstance(value, Tensor) and _are_images(value)]
+    images = [name for name, value in items.items() if isinstance(value, Tensor) and _may_be_images(value)]
     if len(images) != 1:
         found = ", ".join(f"{name} ({_describe(value)})" for name, value in list(items.items())[:8])
         several = f", in {' and '.join(images)}" if images else ""
@@ -224,8 +225,11 @@ def expect_images(batch: object) -> Tensor:
             "the batch must hold one tensor of images (N, K, H, W), floating-point or uint8, got a "
             f"{type(batch).__name__} with {len(images)} of them{several}; it has {found or 'no items'}"
         )
-    tensor: Tensor = items[images[0]]
-    return tensor
+    return expect_images(items[images[0]])
+
+
+def _may_be_images(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.dtype != torch.bool  # of whole numbers, too: a mask is not to be taken instead
 
 
 def _are_images(tensor: Tensor) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dcgan._distributed import average
+from dcgan._distributed import average_gradients
 
 # How an update is computed, which depends on the device and not on the training state.
 _IMPLEMENTATION_FLAGS = ("fused", "capturable", "foreach", "differentiable")
@@ -23,7 +23,7 @@ def backward_and_step(
     """
     optimizer.zero_grad()
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward without types
-    average(parameter.grad for parameter in parameters_of(optimizer) if parameter.grad is not None)
+    average_gradients(parameters_of(optimizer))
     if max_grad_norm is not None:
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(parameters_of(optimizer), max_grad_norm)

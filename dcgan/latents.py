@@ -45,10 +45,11 @@ def sample_latents(
         ValueError: If `distribution` is neither nor a function, or if the function returns another shape.
     """
     if callable(distribution):
-        latents = distribution(shape, rng).to(rng.device, dtype)
-        if latents.shape != shape:
-            raise ValueError(f"the function that draws latents must return {shape}, got {tuple(latents.shape)}")
-        return latents
+        latents = distribution(shape, rng)
+        if not isinstance(latents, Tensor) or latents.shape != shape:
+            got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(f"the function that draws latents must return a tensor {shape}, got {got}")
+        return latents.to(rng.device, dtype)
     if distribution == "normal":
         return torch.randn(shape, generator=rng, device=rng.device, dtype=dtype)
     if distribution == "uniform":

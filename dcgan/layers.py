@@ -26,10 +26,10 @@ Network = TypeVar("Network", bound=nn.Module)
 class LatentProjection(nn.ConvTranspose2d):
     """Transposed convolution, of 1×1 maps `(N, Z, 1, 1)` to `(N, M, h, w)` as one matrix product."""
 
-    def forward(self, pixel: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, pixel: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return the map."""
-        if pixel.shape[2:] != (1, 1) or not _is_valid(self) or self.output_padding != (0, 0):
-            return super().forward(pixel)
+        if pixel.shape[2:] != (1, 1) or not _is_valid(self) or self.output_padding != (0, 0) or output_size:
+            return super().forward(pixel, output_size)
         _, width, height, _ = self.weight.shape
         # The weights are a view in their own order, which is also that of the map and of all layers after it.
         order = "h w m" if self.weight.is_contiguous(memory_format=torch.channels_last) else "m h w"
@@ -60,7 +60,7 @@ class SpaceToDepthConv2d(nn.Conv2d):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the map."""
-        if not _halves(self) or image.shape[2] % 2 or image.shape[3] % 2:
+        if not _halves(self) or not _is_batch(image) or image.shape[2] % 2 or image.shape[3] % 2:
             return super().forward(image)
         weight = rearrange(self.weight, "c k (h i) (w j) -> c (k i j) h w", i=2, j=2)
         return F.conv2d(F.pixel_unshuffle(F.pad(image, (1, 1, 1, 1)), 2), weight, self.bias)
@@ -73,10 +73,10 @@ class SubPixelConvTranspose2d(nn.ConvTranspose2d):
     that see the same 2×2 inputs (Shi et al., 2016, https://arxiv.org/abs/1609.07009).
     """
 
-    def forward(self, map: Tensor) -> Tensor:  # type: ignore[override]  # noqa: A002
+    def forward(self, map: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
         """Return the image."""
-        if not _halves(self) or self.output_padding != (0, 0):
-            return super().forward(map)
+        if not _halves(self) or not _is_batch(map) or self.output_padding != (0, 0) or output_size:
+            return super().forward(map, output_size)
         weight = rearrange(self.weight, "c k (h i) (w j) -> (k i j) c h w", i=2, j=2).flip(2, 3)
         images = F.pixel_shuffle(F.conv2d(map, weight, padding=1), 2)[:, :, 1:-1, 1:-1]
         return images if self.bias is None else images + self.bias[:, None, None]
@@ -85,6 +85,11 @@ class SubPixelConvTranspose2d(nn.ConvTranspose2d):
 def _is_valid(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     """Return whether a convolution is a plain one without padding."""
     return (conv.padding, conv.dilation, conv.groups) == ((0, 0), (1, 1), 1)
+
+
+def _is_batch(maps: Tensor) -> bool:
+    """Return whether there is a dimension for the batch, and something in it."""
+    return maps.dim() == 4 and len(maps) > 0
 
 
 def _halves(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:

@@ -56,9 +56,9 @@ class Trainer(Generic[G, D]):
 
     In a process group (`torch.distributed`) of several processes, each with its own device and batches of one size,
     the trainers of all processes are one: the first gives its weights to the others, latents are those that one
-    process would draw for the joint batch, and gradients and BatchNorm statistics are means over all processes, so
-    that the networks stay the same everywhere. Build the trainer after the process group. The networks need not be
-    wrapped; from a `DistributedDataParallel` the network inside is taken.
+    process would draw for the joint batch, and gradients and the running statistics of norms are means over all
+    processes, so that the networks stay the same everywhere. Build the trainer after the process group, and load its
+    state in every process. The networks need not be wrapped; from a `DistributedDataParallel` the one inside is taken.
 
     Args:
         generator: Maps latents to images.
@@ -85,10 +85,11 @@ class Trainer(Generic[G, D]):
         ema_decay: Decay of the generator's moving average, `ema`, reached gradually; None keeps no average.
         precision: "bf16" and "fp16" compute under autocast; weights, losses and averages stay as they are.
         latent_dim: Length of a latent, or its shape without N, for a generator without `config["latent_dim"]`.
-        latent: Distribution of the latents, or a function that draws them; by default `config["latent"]`, or N(0, 1)
-            without one.
+        latent: Distribution of the latents, or a function that draws them (`sample` draws `config["latent"]` all the
+            same: pass it `z`); by default `config["latent"]`, or N(0, 1) without one.
         memory_format: Format of both networks and their images, such as `torch.channels_last`. By default our own
             networks are channels-last on CPUs and CUDA devices, where that is faster, and all others keep their layout.
+            On MPS, BatchNorm's gradients are wrong for channels-last images in some versions of PyTorch.
         compile: How to speed up steps on a CUDA device, with the same results up to rounding. "off": not at all;
             "graph": after three eager steps, the whole step is one CUDA graph; "full": the networks are also compiled,
             which takes a minute; "auto": "graph", or "full" in a `fit` of 20,000 steps or more. A graph repeats what
@@ -243,7 +244,7 @@ class Trainer(Generic[G, D]):
                 _optim.backward_and_step(self._g_optimizer, self.g_scaler, g_loss, max_grad_norm=self._max_grad_norm)
             metrics |= {"g_loss": g_loss}
 
-        _distributed.average_batchnorm_statistics([self._generator, self._discriminator])
+        _distributed.average_statistics([self._generator, self._discriminator])
         if train_g and self._ema is not None:
             update_average(self._ema, self._generator, ema_weight(self._step_count, self._ema_decay))
 
@@ -370,15 +371,15 @@ class Trainer(Generic[G, D]):
             names = ", ".join(sorted(unmatched))
             raise ValueError(f"the state does not match this trainer: only one of them has {names}")
         parts = {name: part for name, part in parts.items() if name in state}
-        if not self.g_scaler.is_enabled():  # otherwise the first updates may have been skipped
-            self._expect_moments(state)
+        if not isinstance(state.get("steps", 0), int):
+            raise ValueError(f"the state's steps must be a whole number, got {state['steps']!r}")  # noqa: TRY004 - the state's fault
         hyperparameters = self._hyperparameters()
         if self._cuda_graphs is not None:
             self._cuda_graphs.reset()
         for name, part in parts.items():
             try:
                 _load(part, state[name])
-            except (RuntimeError, ValueError, KeyError) as error:
+            except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
                 for whole, kept in parts.items():
                     _load(kept, before[whole])
                 raise ValueError(f"the state does not fit the {name}: {error}") from error
@@ -387,6 +388,7 @@ class Trainer(Generic[G, D]):
         self.steps, self.seed = state.get("steps", self.steps), state.get("seed", self.seed)
         self._monitor.reset()
         self._batches_seen = 0
+        self._warn_about_moments(state)
         loaded = dict(self._hyperparameters())
         for name, was in hyperparameters:
             if (now := loaded.get(name, was)) != was:  # a scheduler may have added settings to either
@@ -456,12 +458,14 @@ class Trainer(Generic[G, D]):
         names += ["g_scaler", "d_scaler"] if self.g_scaler.is_enabled() else []
         return {name: getattr(self, name) for name in names}
 
-    def _expect_moments(self, state: Mapping[str, Any]) -> None:
-        """Check that optimisers that have trained by the step of `state` have their moments in it."""
-        turns = [self._turns(step) for step in range(min(state.get("steps", 0), self._d_steps + 1))]
+    def _warn_about_moments(self, state: Mapping[str, Any]) -> None:
+        """Warn if a loaded state has no moments of an optimiser that has trained by its step."""
+        turns = [self._turns(step) for step in range(min(self.steps, self._d_steps + 1))]
+        if self.g_scaler.is_enabled() and self.steps < _CHECK_EVERY:
+            return  # the first updates may have been skipped
         for turn, name in enumerate(("d_optimizer", "g_optimizer")):
             if name in state and any(trained[turn] for trained in turns):
-                _checks.expect_moments(name, getattr(self, name), state[name], steps=state["steps"])
+                _checks.warn_about_moments(name, getattr(self, name), state[name], steps=self.steps)
 
     def _hyperparameters(self) -> tuple[tuple[str, str], ...]:
         optimizers = {"g_optimizer": self._g_optimizer, "d_optimizer": self._d_optimizer}

@@ -33,8 +33,9 @@ def test_each_device_has_its_choices(device, memory_format, fused, graphs, non_b
     assert device_defaults(torch.device(device)) == DeviceDefaults(memory_format, fused, graphs, non_blocking)
 
 
+@pytest.mark.parametrize("foreign", [False, True])
 @pytest.mark.parametrize("device", ["mps", "xpu"])
-def test_the_trainer_follows_the_choices(device, monkeypatch):
+def test_the_trainer_follows_the_choices(device, foreign, monkeypatch):
     copies = []
     to = Tensor.to
 
@@ -43,12 +44,17 @@ def test_the_trainer_follows_the_choices(device, monkeypatch):
         return to(self, *args, **kwargs)
 
     monkeypatch.setattr(dcgan.trainer, "device_defaults", lambda _: device_defaults(torch.device(device)))
-    trainer = Trainer(*networks())
+    generator, discriminator = networks()
+    if foreign:  # whose first convolution chooses its layout by the strides of the images
+        discriminator = nn.Sequential(
+            nn.Conv2d(1, 4, 4, 2, 1), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(256, 1)
+        )
+    trainer = Trainer(generator, discriminator)
     inputs = {}
     for network in (trainer.generator, trainer.discriminator):
-        for name, layer in network.named_modules():
+        for layer in network.modules():
             if isinstance(layer, nn.BatchNorm2d):
-                layer.register_forward_pre_hook(lambda _, x, name=name: inputs.update({name: x[0]}))
+                layer.register_forward_pre_hook(lambda layer, x: inputs.update({layer: x[0]}))
     monkeypatch.setattr(Tensor, "to", spy)
     trainer.step(torch.zeros(4, 16, 16, 1, dtype=torch.uint8).permute(0, 3, 1, 2))  # channels last, as `Batches` has it
     monkeypatch.undo()

@@ -36,9 +36,9 @@ def tensors(trainer):
 
 def expect_the_same_everywhere(trainer):
     for tensor in tensors(trainer):
-        first = tensor.detach().clone()
+        first = tensor.detach().double().clone()
         dist.broadcast(first, src=0)
-        assert torch.equal(tensor, first)
+        assert torch.equal(tensor.double(), first)
 
 
 def equal_to_one_process(rank, processes, references, in_shards):
@@ -53,6 +53,9 @@ def equal_to_one_process(rank, processes, references, in_shards):
 
     with_batchnorm(rank, processes, in_shards)
     wrapped(rank, processes)
+    with_other_parts(rank, processes)
+    drawing_apart(rank)
+    of_other_shapes(rank)
 
 
 def with_batchnorm(rank, processes, expected):
@@ -123,6 +126,57 @@ def wrapped(rank, processes):
     assert trainer.ema.sample(2, seed=0).shape == (2, 1, 16, 16)
 
 
+class Parts(nn.Module):
+    """A discriminator whose parts depend on the process, and whose statistics and buffers are not BatchNorm's."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(1, track_running_stats=True)
+        self.layers = nn.ModuleList(nn.Linear(256, 1) for _ in range(3))
+        self.register_buffer("whole", torch.tensor([rank, 7], dtype=torch.int16))
+        self.register_buffer("same", torch.ones(1).expand(3))
+        self.rank = rank
+
+    def forward(self, images):
+        return self.layers[self.rank % 2](self.norm(images).flatten(1))
+
+
+def with_other_parts(rank, processes):
+    """What a process does not use counts as a gradient of zero; what none uses stays as it is."""
+    torch.manual_seed(rank)
+    generator, discriminator = networks("batch")[0], Parts(rank).double()
+    trainer = Trainer(generator, discriminator, g_lr=0.0, weight_decay=0.1)
+    assert discriminator.whole.tolist() == [0, 7]
+    before = [layer.weight.detach().clone() for layer in discriminator.layers]
+    for batch in joint_batches(processes):
+        trainer.step(batch.chunk(processes)[rank])
+        expect_the_same_everywhere(trainer)
+    moved = [not torch.equal(layer.weight, weight) for layer, weight in zip(discriminator.layers, before, strict=True)]
+    assert moved == [True, True, False]
+
+
+def drawing_apart(rank):
+    """Latents, augmentations and dropout are other numbers in each process."""
+    latents, images, dropped = [], [], []
+    generator, _ = networks("none")
+    discriminator = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, 1)).double()
+    generator.register_forward_pre_hook(lambda _, inputs: latents.append(inputs[0]))
+    discriminator.register_forward_pre_hook(lambda _, inputs: images.append(inputs[0]))
+    discriminator[1].register_forward_hook(lambda _, inputs, output: dropped.append(output))
+    Trainer(generator, discriminator, augmentations=["translation"]).step(joint_batches(1)[0].abs() + 0.1)
+    for mine in (latents[0], images[0], dropped[0]):
+        first = mine.detach().clone()
+        dist.broadcast(first, src=0)
+        assert torch.equal(mine, first) == (rank == 0)
+
+
+def of_other_shapes(rank):
+    """Networks that are not the same are named in every process."""
+    generator, _ = networks("none")
+    with pytest.raises(ValueError, match=r"must be the same, but process 0 has .*0.weight', \(1, 256\).*process 1"):
+        Trainer(generator, nn.Sequential(nn.Linear(256 + rank, 1)).double())
+
+
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_train_as_one_on_the_joint_batch(processes):
     references = []
@@ -137,9 +191,7 @@ def test_processes_train_as_one_on_the_joint_batch(processes):
 def test_a_trainer_of_another_number_of_processes_refuses_to_train(monkeypatch):
     trainer = Trainer(*networks("batch"))
     monkeypatch.setattr("dcgan._checks.process_count", lambda: 2)
-    with pytest.raises(
-        RuntimeError, match=r"built for 1 process\(es\), but the process group has 2.*build the trainer after"
-    ):
+    with pytest.raises(RuntimeError, match=r"built for 1 process\(es\), but now there are 2.*build the trainer after"):
         trainer.step(joint_batches(1)[0])
     assert trainer.steps == 0
 

@@ -165,15 +165,16 @@ def test_compiled_networks_compute_the_same():
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_distributed_checkpoints_restore_everything_or_are_refused(tmp_path, caplog):
+def test_distributed_checkpoints_restore_everything_or_are_noticed(tmp_path, caplog):
     reals = batches(5)
     trainer = Trainer(*networks())
     trainer.fit(reals[:3], 3)
     dcp.save({"gan": trainer}, checkpoint_id=tmp_path)
 
-    fresh = Trainer(*networks(seed=7))
-    with pytest.raises((ValueError, dcp.api.CheckpointException), match="of step 3, but without the moments"):
-        dcp.load({"gan": fresh}, checkpoint_id=tmp_path)
+    dcp.load({"gan": Trainer(*networks(seed=7))}, checkpoint_id=tmp_path)
+    for name in ("g_optimizer", "d_optimizer"):
+        assert f"is of step 3, but has no moments of the {name}" in caplog.text
+    caplog.clear()
     resumed = Trainer(*networks(seed=7))
     resumed.step(reals[4])
     dcp.load({"gan": resumed}, checkpoint_id=tmp_path)

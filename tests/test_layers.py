@@ -50,7 +50,8 @@ def test_other_shapes_are_computed_plainly(layer_class, arguments):
     layer = layer_class(4, 6, *arguments).double()
     plain = plain_class(4, 6, *arguments).double()
     plain.load_state_dict(layer.state_dict())
-    for shape in [(2, 4, 8, 8), (2, 4, 9, 12), *([(2, 4, 1, 1)] if plain_class is nn.ConvTranspose2d else [])]:
+    shapes = [(2, 4, 8, 8), (2, 4, 9, 12), (4, 8, 8), (0, 4, 8, 8)]
+    for shape in [*shapes, *([(2, 4, 1, 1), (4, 1, 1)] if plain_class is nn.ConvTranspose2d else [])]:
         x = torch.randn(shape, dtype=torch.float64)
         try:
             expected = plain(x)
@@ -59,6 +60,15 @@ def test_other_shapes_are_computed_plainly(layer_class, arguments):
                 layer(x)
         else:
             torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer_class", [LatentProjection, SubPixelConvTranspose2d])
+def test_the_size_of_the_output_can_be_given(layer_class):
+    layer, x = layer_class(4, 6, 4, 2, 1), torch.randn(2, 4, 8, 8)
+    assert (
+        layer(x, output_size=[17, 17]).shape == layer_class.__bases__[0](4, 6, 4, 2, 1)(x, output_size=[17, 17]).shape
+    )
+    assert torch.equal(layer(x, output_size=None), layer(x))
 
 
 def test_channels_last_stays_channels_last():

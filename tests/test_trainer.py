@@ -513,6 +513,7 @@ def test_a_batch_that_holds_one_tensor_of_images_is_trained_on(wrap):
         ([torch.zeros(2, 16, 16), 3], r"0 of them; it has item 0 \(\(2, 16, 16\) of torch.float32\), item 1 \(int\)"),
         ([torch.zeros(2, 1, 16, 16)] * 2, r"a list with 2 of them, in item 0 and item 1; it has"),
         ({"a": torch.zeros(2, 1, 4, 4), "b": torch.zeros(2, 1, 4, 4)}, r"2 of them, in 'a' and 'b'"),
+        ({"image": torch.zeros(2, 1, 4, 4, dtype=torch.int64), "mask": torch.zeros(2, 1, 4, 4)}, "'image' and 'mask'"),
         ("batch", r"the batch must be a tensor of images \(N, K, H, W\), got a str"),
         (None, r"got a NoneType"),
     ],
@@ -522,6 +523,11 @@ def test_a_batch_without_one_tensor_of_images_is_described(batch, message):
     with pytest.raises(TypeError, match=message):
         trainer.step(batch)
     assert trainer.steps == 0
+
+
+def test_images_of_whole_numbers_in_a_batch_are_refused():
+    with pytest.raises(ValueError, match=r"floating-point or uint8, got \(2, 1, 16, 16\) of torch.int64"):
+        Trainer(*networks()).step({"image": torch.zeros(2, 1, 16, 16, dtype=torch.int64), "label": torch.zeros(2)})
 
 
 def test_latents_come_from_a_function():
@@ -540,8 +546,9 @@ def test_latents_come_from_a_function():
     resumed = Trainer(*networks(), latent=two_clusters)
     resumed.fit(batches(2, n=64), 2)
     assert torch.equal(weights(ours.generator), weights(resumed.generator))
-    with pytest.raises(ValueError, match=r"draws latents must return \(8, 6\), got \(6,\)"):
-        Trainer(*networks(), latent=lambda shape, rng: torch.zeros(6)).step(batches(1)[0])
+    for latents, got in ((torch.zeros(6), r"\(6,\)"), ([0.0] * 6, "list")):
+        with pytest.raises(ValueError, match=rf"draws latents must return a tensor \(8, 6\), got {got}"):
+            Trainer(*networks(), latent=lambda shape, rng, latents=latents: latents).step(batches(1)[0])
 
 
 def test_a_state_without_some_parts_loads_if_asked():
@@ -565,20 +572,41 @@ def test_a_state_without_some_parts_loads_if_asked():
 
 
 @pytest.mark.parametrize("options", [{}, {"schedule": "alternate"}, {"d_steps": 3}])
-def test_a_state_that_lost_its_moments_is_refused(options):
+def test_a_state_that_lost_its_moments_is_noticed(options, caplog):
     trainer = Trainer(*networks(), **options)
     for steps, real in enumerate(batches(5), start=1):
         fresh = Trainer(*networks(), **options)
         trainer.step(real)
         state = copy.deepcopy(trainer.state_dict())
-        fresh.load_state_dict(copy.deepcopy(state))  # whole, whichever networks have trained
+        fresh.load_state_dict(copy.deepcopy(state))
+        assert not caplog.records  # it is whole, whichever networks have trained
         for name in ("g_optimizer", "d_optimizer"):
-            if moments := state[name].pop("state"):
-                with pytest.raises(ValueError, match=f"of step {steps}, but without the moments of the {name}"):
-                    fresh.load_state_dict({**state, name: {**state[name], "state": {}}})
-                state[name]["state"] = moments
-            else:
-                state[name]["state"] = {}
+            if state[name]["state"]:
+                fresh.load_state_dict({**state, name: {**state[name], "state": {}}})
+                (record,) = caplog.records
+                assert f"is of step {steps}, but has no moments of the {name}" in record.getMessage()
+                caplog.clear()
+
+
+def test_plain_gradient_descent_has_no_moments_to_lose(caplog):
+    pair = networks()
+    optimizers = [torch.optim.SGD(network.parameters(), 1e-3) for network in pair]
+    trainer = Trainer(*pair, g_optimizer=optimizers[0], d_optimizer=optimizers[1])
+    trainer.step(batches(1)[0])
+    trainer.load_state_dict(copy.deepcopy(trainer.state_dict()))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("broken", [None, [], {"x": 1}])
+@pytest.mark.parametrize("part", ["discriminator", "ema", "g_optimizer", "steps"])
+def test_a_state_of_any_other_kind_changes_nothing(part, broken):
+    trainer, other = Trainer(*networks()), Trainer(*networks())
+    trainer.step(batches(1)[0])
+    before = weights(other.generator, other.discriminator, other.ema)
+    with pytest.raises(ValueError, match=f"the state does not fit the {part}|the state's steps must be a whole number"):
+        other.load_state_dict({**trainer.state_dict(), part: broken})
+    assert torch.equal(weights(other.generator, other.discriminator, other.ema), before)
+    assert other.steps == 0
 
 
 class Wrapper:
