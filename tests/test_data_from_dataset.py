@@ -346,6 +346,32 @@ def test_a_changed_dataset_is_packed_again():
     assert np.array_equal(pixels(data.from_dataset(dataset))[1], dataset.images[1])
 
 
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda images, labels: list(zip(images, labels, strict=True)),
+        lambda images, labels: tuple(zip(map(Image.fromarray, images), labels, strict=True)),
+        lambda images, labels: TensorDataset(torch.from_numpy(images.copy()), torch.from_numpy(labels.copy())),
+        lambda images, _: images.copy(),
+        lambda images, _: torch.from_numpy(images / 255),
+    ],
+    ids=["list", "tuple", "TensorDataset", "ndarray", "Tensor"],
+)
+def test_a_change_to_any_item_in_memory_is_packed_again(hold):
+    images, labels = np.random.default_rng(0).integers(0, 256, (200, 4, 4), np.uint8), np.arange(200)
+    first = data.from_dataset(hold(images, labels))
+    images[5, 0, 0] ^= 1  # neither item is in the sample of other datasets
+    changed = data.from_dataset(hold(images, labels))
+    assert np.array_equal(pixels(changed)[..., 0], images)
+    labels[9] = 3
+    corrected = data.from_dataset(hold(images, labels))
+    if corrected.labels is not None:
+        assert corrected.labels.tolist() == labels.tolist()
+    images[5, 0, 0] ^= 1
+    labels[9] = 9
+    assert data.from_dataset(hold(images, labels)).path == first.path
+
+
 def test_the_key_is_the_same_in_another_process_and_hugging_face_is_not_imported():
     script = """
         import sys

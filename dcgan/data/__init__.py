@@ -98,8 +98,10 @@ def from_dataset(
     `Images.labels`.
 
     Later calls reuse the packed file if the dataset has the same class, length, `repr` and, from Hugging Face,
-    fingerprint, and if 32 of its items, spread over it, still give the same pixels and labels. Without a fingerprint, a
-    change to other items goes unnoticed: to pack anew, delete the file, as in `images.path.unlink()`.
+    fingerprint, and if its items still give the same pixels and labels. All items of a list, tuple, array, tensor or
+    `TensorDataset` are compared, which takes about as long as packing them. Of any other dataset these are 32, spread
+    over it; without a fingerprint, a change to the rest goes unnoticed: to pack anew, delete the file, as in
+    `images.path.unlink()`.
 
     Args:
         dataset: A dataset with a length and items by index.

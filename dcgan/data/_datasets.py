@@ -21,6 +21,8 @@ from dcgan.data._images import BadImages
 from dcgan.data._sources import UnreadableImage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from PIL.Image import Image as PilImage
     from torch import Tensor
 
@@ -103,30 +105,34 @@ class DatasetItems:
         return re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(self._dataset))
 
     def fingerprint(self, decoder: Decoder) -> str:
-        """Hash what is known of the dataset, and the pixels and labels of a sample of its items.
+        """Hash what is known of the dataset, and the pixels and labels of its items: of all that are in memory.
+
+        Of other datasets only a sample is read, since reading all would take as long as packing them.
 
         Raises:
             ValueError: If a second reading of the sample differs from the first.
         """
-        sample = self._hash_sample(decoder)
-        if self._hash_sample(decoder) != sample:
+        content = self._hash_items(decoder, self._sample)
+        if self._hash_items(decoder, self._sample) != content:
             raise ValueError(
                 f"{self.name} gives other images each time it is read: packing would keep one draw of its random "
                 "transforms for ever. Remove them, and mirror with Batches(flip=True) or augment with "
                 "Trainer(augmentations=...); or pass cache=False"
             )
+        if _is_in_memory(self._dataset):
+            content = self._hash_items(decoder, range(self._length))
         kind = f"{type(self._dataset).__module__}.{type(self._dataset).__qualname__}"
         # Hugging Face's own hash of all rows and transforms, under the name that its guide to the cache documents.
         own = getattr(self._dataset, "_fingerprint", None)
         own = own if isinstance(own, str) else None
         keys = (self._image_key, self._label_key, self._value_range)
-        return hashlib.sha256(repr((kind, self._length, self.describe(), own, keys, sample)).encode()).hexdigest()
+        return hashlib.sha256(repr((kind, self._length, self.describe(), own, keys, content)).encode()).hexdigest()
 
-    def _hash_sample(self, decoder: Decoder) -> str:
+    def _hash_items(self, decoder: Decoder, indices: Iterable[int]) -> str:
         digest = hashlib.sha256()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")  # as when all are decoded
-            for index in self._sample:
+            for index in indices:
                 images, readable, _ = decoder([index])
                 digest.update(images.tobytes())
                 labels = None if self.labels is None else self.labels[readable].tolist()
@@ -236,6 +242,13 @@ def _expect_map_style(dataset: object) -> int:
     if not length:
         raise ValueError(f"dataset must not be empty, got a {kind} of length 0")
     return length
+
+
+def _is_in_memory(dataset: object) -> bool:
+    from torch import Tensor
+    from torch.utils.data import TensorDataset
+
+    return isinstance(dataset, list | tuple | np.ndarray | Tensor | TensorDataset)
 
 
 def _is_of_damaged_file(error: Exception) -> bool:
