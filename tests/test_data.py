@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import multiprocessing
 import os
 import pickle
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import REAL, everything, folder_of, noise, python, real
 from PIL import Image
+from torch.utils.data import ConcatDataset, DataLoader
 
 from dcgan import data
 
@@ -326,5 +328,55 @@ def test_images_are_a_dataset_of_torch(cache, tmp_path):
     for index in (len(images), -len(images) - 1):
         with pytest.raises(IndexError, match=f"index must be below 1797, the number of images, got {index}"):
             _ = images[index]
-    served = list(torch.utils.data.DataLoader(images, batch_size=64))
+    served = list(DataLoader(images, batch_size=64))
     assert torch.equal(torch.cat(served), whole)
+
+
+START_METHODS = [
+    pytest.param(
+        "fork",
+        marks=[
+            pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork"),
+            pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+        ],
+    ),
+    pytest.param("spawn", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_images_are_a_dataset_of_torch_in_worker_processes(method, tmp_path):
+    root, arrays = folder_of(tmp_path / "a", 6), [noise(16, 16, seed=index) for index in range(6)]
+    kinds = [
+        *(data.load("folder", root=root, image_size=16, cache=cache, workers=2) for cache in (True, False)),
+        *(data.from_dataset(arrays, cache=cache, workers=2) for cache in (True, False)),
+    ]
+    expected = torch.cat([everything(images) for images in kinds])  # the streams have threads now
+    loader = DataLoader(ConcatDataset(kinds), 4, num_workers=2, multiprocessing_context=method, timeout=60)
+    assert torch.equal(torch.cat(list(loader)), expected)
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_a_bad_file_in_a_worker_process_is_named(method, spoiled):
+    images = data.load("folder", root=spoiled[0], image_size=16, cache=False)
+    with pytest.raises(RuntimeError, match=r"1 unreadable image[^\n]*\n[^\n]*bomb\.png: .*pixels"):
+        list(DataLoader(images, num_workers=1, multiprocessing_context=method, timeout=60))
+
+
+def test_packed_images_are_sent_as_their_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = data.from_dataset([(noise(32, 32, seed=index), index) for index in range(20)], cache_dir="packed")
+    sent = pickle.dumps(images)
+    assert len(sent) < 2000 < images.nbytes
+    monkeypatch.chdir(tmp_path.parent)
+    copy = pickle.loads(sent)
+    assert torch.equal(everything(copy), everything(images))
+    assert copy.labels.tolist() == list(range(20))
+    assert (copy.path, copy.name, copy.nbytes) == (images.path, images.name, images.nbytes)
+
+
+def test_streamed_images_are_sent_with_their_options(tmp_path):
+    images = data.load("folder", root=folder_of(tmp_path / "a", 5), image_size=(6, 9), cache=False, workers=2)
+    copy = pickle.loads(pickle.dumps(images))
+    assert torch.equal(everything(copy), everything(images))
+    assert (copy.image_size, copy.name, copy._workers) == ((6, 9), "folder", 2)

@@ -97,6 +97,8 @@ def test_mnist_is_read_from_root(tmp_path, name, folder):
         idx(tmp_path / folder / "raw" / f"{split}-labels-idx1-ubyte", np.zeros(len(images), np.uint8))
     images = data.load(name, root=tmp_path, image_size=28, channels=1)
     assert np.array_equal(everything(images)[:, 0], train)
+    stream = data.load(name, root=tmp_path, image_size=28, channels=1, cache=False)
+    assert np.array_equal(everything(pickle.loads(pickle.dumps(stream)))[:, 0], train)
 
 
 def test_cifar10_is_read_from_root(tmp_path, monkeypatch):
@@ -170,6 +172,9 @@ def test_lsun_is_read_from_root(tmp_path, monkeypatch):
         "cache",
         "tower_train_lmdb",
     ]
+    sent = pickle.dumps(stream)
+    del stream  # a database is opened once in a process
+    assert torch.equal(everything(pickle.loads(sent)), everything(packed))
 
 
 def test_lsun_without_lmdb_names_the_package_to_install(tmp_path, monkeypatch):

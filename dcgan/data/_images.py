@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -69,7 +69,9 @@ class BadImages(ValueError):  # noqa: N818 (it holds images, not one error)
 
     def __init__(self, failures: list[tuple[str, str]], *, nothing_left: bool = False) -> None:
         super().__init__(failures)
-        self.failures, self.nothing_left = failures, nothing_left
+        # Unpacked, so that a mere message is refused: a DataLoader then raises what a worker met as a RuntimeError.
+        self.failures = [(file, reason) for file, reason in failures]
+        self.nothing_left = nothing_left
 
     def __str__(self) -> str:
         rest = "and no readable one" if self.nothing_left else "which skip_bad would leave out"
@@ -101,11 +103,18 @@ class PackedImages(_SingleImages):
     def __init__(
         self, path: Path, name: str, array: np.ndarray, skipped: list[tuple[str, str]], labels: np.ndarray | None
     ) -> None:
-        self.path: Path | None = path
+        self.path: Path | None = path.absolute()  # a process that it is sent to may start in another folder
         self.name, self.skipped, self.labels, self.nbytes = name, skipped, labels, array.nbytes
         self.image_size: tuple[int, int] = (array.shape[1], array.shape[2])
         self.channels: int = array.shape[3]
         self._array = np.asarray(array)  # (N, H, W, K); indexing an np.memmap is slower
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_array": None}  # mapped anew from the path, not copied into each process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._array = np.asarray(np.load(state["path"], mmap_mode="r"))
 
     def __len__(self) -> int:
         return len(self._array)
@@ -125,6 +134,9 @@ class StreamedImages(_SingleImages):
         self._decoder, self._workers = decoder, workers
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="dcgan-decode") if workers else None
 
+    def __reduce__(self) -> tuple[type[StreamedImages], tuple[Decoder, int]]:
+        return StreamedImages, (self._decoder, self._workers)  # threads cannot be sent to another process
+
     def __len__(self) -> int:
         return len(self._decoder.source.items)
 
@@ -140,7 +152,8 @@ class StreamedImages(_SingleImages):
         return source.labels
 
     def batch(self, indices: np.ndarray) -> torch.Tensor:
-        if self._executor is None:
+        # A single image is decoded here: the forked worker of a DataLoader has none of the pool's threads.
+        if self._executor is None or len(indices) == 1:
             chunks = [self._decoder(indices)]
         else:
             splits = np.array_split(indices, min(self._workers, len(indices)))

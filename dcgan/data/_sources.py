@@ -15,7 +15,7 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_args
 
 import numpy as np
 
@@ -95,6 +95,12 @@ class Source:
             raise FileNotFoundError(
                 f"{self.name} is not readable in {self.root} and could not be downloaded ({error}). {remedy}"
             ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Hold the items instead of `read`, which may be of a kind that cannot be pickled."""
+        state = vars(self) | {"items": self.items}
+        del state["read"]
+        return state
 
     def label(self, index: int) -> str:
         """Name image `index` for a message."""
@@ -262,10 +268,14 @@ class _LmdbImages:
             ]
         except lmdb.Error as error:
             raise FileNotFoundError(str(error)) from error
+        self._folders = folders
         self._keys: list[tuple[int, bytes]] = []
         for number, database in enumerate(self._databases):
             with database.begin() as transaction:
                 self._keys += ((number, key) for key in transaction.cursor().iternext(keys=True, values=False))
+
+    def __reduce__(self) -> tuple[type[_LmdbImages], tuple[Sequence[Path]]]:
+        return _LmdbImages, (self._folders,)  # each process opens the databases for itself
 
     def __len__(self) -> int:
         return len(self._keys)
