@@ -60,7 +60,7 @@ class SpaceToDepthConv2d(nn.Conv2d):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the map."""
-        if not _halves(self) or not _is_batch(image) or image.shape[2] % 2 or image.shape[3] % 2:
+        if not _halves(self) or image.dim() != 4 or image.shape[2] % 2 or image.shape[3] % 2:
             return super().forward(image)
         weight = rearrange(self.weight, "c k (h i) (w j) -> c (k i j) h w", i=2, j=2)
         return F.conv2d(F.pixel_unshuffle(F.pad(image, (1, 1, 1, 1)), 2), weight, self.bias)
@@ -75,7 +75,7 @@ class SubPixelConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, map: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
         """Return the image."""
-        if not _halves(self) or not _is_batch(map) or self.output_padding != (0, 0) or output_size:
+        if not _halves(self) or map.dim() != 4 or self.output_padding != (0, 0) or output_size:
             return super().forward(map, output_size)
         weight = rearrange(self.weight, "c k (h i) (w j) -> (k i j) c h w", i=2, j=2).flip(2, 3)
         images = F.pixel_shuffle(F.conv2d(map, weight, padding=1), 2)[:, :, 1:-1, 1:-1]
@@ -85,11 +85,6 @@ class SubPixelConvTranspose2d(nn.ConvTranspose2d):
 def _is_valid(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     """Return whether a convolution is a plain one without padding."""
     return (conv.padding, conv.dilation, conv.groups) == ((0, 0), (1, 1), 1)
-
-
-def _is_batch(maps: Tensor) -> bool:
-    """Return whether there is a dimension for the batch, and something in it."""
-    return maps.dim() == 4 and len(maps) > 0
 
 
 def _halves(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
