@@ -146,6 +146,7 @@ def test_parametrised_layers_are_trained():
     assert trainer.step(batches(1)[0]) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # of the compiler itself
 def test_compiled_networks_compute_the_same():
     reals = batches(3)

@@ -47,7 +47,7 @@ def unwritable_home(tmp_path):
     return {"env": {"HOME": home, "USERPROFILE": home}}
 
 
-@pytest.mark.parametrize("home", [no_home, unwritable_home])
+@pytest.mark.parametrize("home", [no_home, pytest.param(unwritable_home, marks=pytest.mark.slow)])
 def test_a_home_is_not_needed(tmp_path, home):
     code = """
 import dcgan
@@ -90,7 +90,11 @@ def test_help_in_another_encoding(tmp_path, encoding):
 
 
 @pytest.mark.parametrize(
-    ("env", "encoding"), [({"PYTHONIOENCODING": "cp1252"}, "cp1252"), ({"LC_ALL": "C"}, "utf-8")], ids=["cp1252", "C"]
+    ("env", "encoding"),
+    [
+        pytest.param({"PYTHONIOENCODING": "cp1252"}, "cp1252", id="cp1252"),
+        pytest.param({"LC_ALL": "C"}, "utf-8", id="C", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_whose_folder_the_output_may_be_unable_to_write(tmp_path, env, encoding):
     ran = dcgan(*TRAIN, "--out", ODD, cwd=tmp_path, env=env)

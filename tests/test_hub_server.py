@@ -152,7 +152,7 @@ result["tried"], result["slept"] = tried, slept
     raised(ran.result["absent"], FileNotFoundError, r"me/other is not in the cache, and local_files_only=True forbids")
 
 
-@pytest.mark.parametrize("slash", ["", "/"])
+@pytest.mark.parametrize("slash", [pytest.param("", marks=pytest.mark.slow), "/"])
 def test_a_mirror_is_found_through_the_environment(tmp_path, slash):
     generator = Generator(latent_dim=5, **TINY)
     generator.save_pretrained(tmp_path / "saved")
