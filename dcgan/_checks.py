@@ -29,8 +29,11 @@ def expect_options(options: Mapping[str, Any]) -> None:
     """
     for name, choices in _CHOICES.items():
         expect_choice(name, options[name], choices)
+    for name in ("lr", "g_lr", "d_lr"):
+        if isinstance(options[name], str) and options[name] != "auto":
+            raise ValueError(f"{name} must be a number or 'auto', got {options[name]!r}")
     for name in ("lr", "g_lr", "d_lr", "label_smoothing", "gradient_penalty", "r1", "weight_decay", "seed"):
-        if options[name] is not None and options[name] < 0:
+        if options[name] not in (None, "auto") and options[name] < 0:
             raise ValueError(f"{name} must not be negative, got {options[name]}")
     if options["max_grad_norm"] is not None and not options["max_grad_norm"] > 0:
         raise ValueError(f"max_grad_norm must be above 0, got {options['max_grad_norm']}")

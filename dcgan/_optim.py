@@ -1,6 +1,6 @@
 """Updates, settings and states of optimisers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,10 +8,34 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dcgan._choices import LearningRate
 from dcgan._distributed import average_gradients
 
+_RATE_TIMES_WIDTH = 2e-4 * 128
 # How an update is computed, which depends on the device and not on the training state.
 _IMPLEMENTATION_FLAGS = ("fused", "capturable", "foreach", "differentiable")
+
+
+def learning_rate(network: nn.Module, lr: LearningRate) -> float:
+    """Return `lr`, or for "auto" the rate of Adam that fits a network's width C, next to the image.
+
+    The paper (Section 4) trained width 128 at 2e-4. Adam moves each weight by about its rate, whatever the gradient, so
+    a layer's output changes with the rate times its number of inputs, which grows with the width: the rate that fits
+    goes with 1/C (Yang et al., 2022, https://arxiv.org/abs/2203.03466).
+
+    Raises:
+        ValueError: If the network has no `config["base_channels"]`.
+    """
+    if lr != "auto":
+        return lr
+    config = getattr(network, "config", None)
+    width = config.get("base_channels") if isinstance(config, Mapping) else None
+    if width is None:
+        raise ValueError(
+            f'lr="auto" needs the width of a network, config["base_channels"], which {type(network).__name__} does not '
+            "have: pass g_lr and d_lr; the paper's rate is 2e-4 at width 128, and the rate goes with 1/width"
+        )
+    return _RATE_TIMES_WIDTH / float(width)
 
 
 def backward_and_step(

@@ -18,8 +18,10 @@ from dcgan._choices import (
     DatasetName,
     Distribution,
     KernelSize,
+    LearningRate,
     LossName,
     Norm,
+    OnCollapse,
     Precision,
     Resize,
     Schedule,
@@ -94,7 +96,7 @@ class Recipe:
         epochs: Number of passes over the dataset, instead of steps; 25 if neither is given.
         batch_size: Number of images per batch; by default 128, or 64 for digits.
         loss: Loss of both networks.
-        lr: Learning rate of Adam.
+        lr: Learning rate of Adam; auto is the rate that fits each network's width.
         g_lr: Learning rate of the generator, if different.
         d_lr: Learning rate of the discriminator, if different.
         beta1: Adam's first decay rate.
@@ -118,6 +120,7 @@ class Recipe:
         save_every: Number of steps between checkpoints.
         keep: Number of checkpoints to keep.
         samples: Number of images in a sample grid.
+        on_collapse: Go on with a warning when training has collapsed, or save and stop.
     """
 
     data: DatasetName = "digits"
@@ -153,7 +156,7 @@ class Recipe:
     epochs: int | None = None
     batch_size: int | None = None
     loss: LossName = "non-saturating"
-    lr: float = 2e-4
+    lr: LearningRate = 2e-4
     g_lr: float | None = None
     d_lr: float | None = None
     beta1: float = 0.5
@@ -176,6 +179,7 @@ class Recipe:
     save_every: int = 500
     keep: int = 2
     samples: int = 64
+    on_collapse: OnCollapse = "warn"
 
     def resolve(self) -> "Recipe":
         """Return the recipe with every default that depends on another field filled in.
@@ -188,7 +192,7 @@ class Recipe:
         for names, fits, bounds in _RANGES:
             for name in names:
                 value = getattr(self, name)
-                if value is not None and not fits(value):
+                if value not in (None, "auto") and not fits(value):
                     raise ValueError(f"{name} must be {bounds}, got {value}")
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -33,9 +33,13 @@ from dcgan.trainer import Trainer
 # What a resumed run may change: nothing that affects its numbers, except for the device and compilation, which round
 # and draw random numbers differently.
 RESUMABLE = {
-    *("steps", "epochs", "log_every", "sample_every", "save_every", "keep"),
+    *("steps", "epochs", "log_every", "sample_every", "save_every", "keep", "on_collapse"),
     *("root", "cache", "cache_dir", "workers", "device", "compile"),
 }
+
+
+class CollapseError(RuntimeError):
+    """Training has collapsed, and the recipe asks to stop then."""
 
 
 class Run:
@@ -149,13 +153,14 @@ class Run:
         self._write("recipe.yaml", self.recipe.to_yaml())
         self._discard_after(self.trainer.steps)
 
-    def train(self) -> Iterator[dict[str, float] | None]:
+    def train(self) -> Iterator[dict[str, Any] | None]:
         """Train to the last step, yielding after each: the record that was logged, or None.
 
-        A record has the step, the mean of each metric since the last record, and the images per second. The caller may
-        stop between steps, and then `save`.
+        A record has the step, the mean of each metric since the last record, the images per second, and `collapse`, a
+        description, while training is collapsed. The caller may stop between steps, and then `save`.
 
         Raises:
+            CollapseError: If training has collapsed and the recipe asks to stop then; the state is saved.
             FloatingPointError: If training diverges, naming the step, the network and the last good checkpoint.
         """
         recipe, began, done = self.recipe, time.perf_counter(), self.trainer.steps
@@ -188,6 +193,9 @@ class Run:
                         self.save(generator)
                     began += time.perf_counter() - paused
                 yield record
+                if self.trainer.collapse and recipe.on_collapse == "stop" and not last:
+                    self.save()
+                    raise CollapseError(f"stopped and saved at step {step}: {self.trainer.collapse}")
         except FloatingPointError as error:
             states = checkpoint.list_states(self.folder / "state")
             good = f"the last good state is {states[-1]}" if states else "no state had been saved"
@@ -244,10 +252,12 @@ class Run:
         """Release the folder to other processes."""
         self._lock.release()
 
-    def _log(self, images_per_second: float) -> dict[str, float]:
+    def _log(self, images_per_second: float) -> dict[str, Any]:
         means = {name: round(float(total) / self._counts[name], 6) for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
-        record = {"step": self.trainer.steps, **means, "images_per_second": round(images_per_second, 1)}
+        record: dict[str, Any] = {"step": self.trainer.steps, **means, "images_per_second": round(images_per_second, 1)}
+        if self.trainer.collapse:
+            record["collapse"] = self.trainer.collapse
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         return record

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from dcgan import _checks, _distributed, _optim
-from dcgan._choices import AugmentationName, CompileMode, Distribution, LossName, Precision, Schedule
+from dcgan._choices import (
+    AugmentationName,
+    CompileMode,
+    Distribution,
+    LearningRate,
+    LossName,
+    Precision,
+    Schedule,
+)
 from dcgan._cuda_graphs import CudaGraphStep, can_compile
 from dcgan._devices import device_defaults, to_memory_format
 from dcgan._modules import copy_module
@@ -64,7 +72,7 @@ class Trainer(Generic[G, D]):
         generator: Maps latents to images.
         discriminator: Maps images to logits of any shape, one per image.
         loss: A key of `LOSSES`, or a `Loss`.
-        lr: Learning rate of both Adams.
+        lr: Learning rate of both Adams; "auto" is the rate that fits each network's width, `config["base_channels"]`.
         g_lr: Learning rate of the generator's Adam, if different.
         d_lr: Learning rate of the discriminator's Adam, if different.
         betas: Decay rates of both Adams.
@@ -100,11 +108,13 @@ class Trainer(Generic[G, D]):
         device: Device of the networks.
         seed: The seed.
         steps: Number of steps done.
+        collapse: How training has collapsed, as `check` last found it; None while it is healthy.
 
     Raises:
         TypeError: If `latent_dim` is needed.
-        ValueError: If an argument is out of range, the networks are on different devices, their weights are of half
-            precision, or an optimiser holds no parameter of its network, or is wrapped with "fp16".
+        ValueError: If an argument is out of range, a rate is "auto" for a network of unknown width, the networks are on
+            different devices, their weights are of half precision, or an optimiser holds no parameter of its network,
+            or is wrapped with "fp16".
     """
 
     def __init__(
@@ -113,7 +123,7 @@ class Trainer(Generic[G, D]):
         discriminator: D,
         *,
         loss: LossName | Loss = "non-saturating",
-        lr: float = 2e-4,
+        lr: LearningRate = 2e-4,
         g_lr: float | None = None,
         d_lr: float | None = None,
         betas: tuple[float, float] = (0.5, 0.999),
@@ -144,6 +154,7 @@ class Trainer(Generic[G, D]):
         self._processes = _distributed.process_count()
         _distributed.warn_if_alone()
         self.seed, self.steps = seed, 0
+        self.collapse: str | None = None
         self._latent_shape, self._latent, value_range = _checks.latents_and_range(generator, latent_dim, latent)
         self._value_range = value_range or (-1.0, 1.0)
         self._precision, self._schedule, self._d_steps = precision, schedule, d_steps
@@ -164,8 +175,12 @@ class Trainer(Generic[G, D]):
 
         adam: dict[str, Any] = {"betas": betas, "weight_decay": weight_decay}
         adam |= {"fused": self._defaults.fused_adam, "capturable": self._defaults.cuda_graphs}
-        self._g_optimizer = g_optimizer or Adam(generator.parameters(), lr if g_lr is None else g_lr, **adam)
-        self._d_optimizer = d_optimizer or Adam(discriminator.parameters(), lr if d_lr is None else d_lr, **adam)
+        self._g_optimizer = g_optimizer or Adam(
+            generator.parameters(), _optim.learning_rate(generator, lr if g_lr is None else g_lr), **adam
+        )
+        self._d_optimizer = d_optimizer or Adam(
+            discriminator.parameters(), _optim.learning_rate(discriminator, lr if d_lr is None else d_lr), **adam
+        )
         self._g_trained = _checks.trained_parameters("generator", generator, self._g_optimizer)
         self._d_trained = _checks.trained_parameters("discriminator", discriminator, self._d_optimizer)
         _checks.expect_unwrapped(self._g_optimizer, self._d_optimizer, precision)
@@ -248,8 +263,7 @@ class Trainer(Generic[G, D]):
         if train_g and self._ema is not None:
             update_average(self._ema, self._generator, ema_weight(self._step_count, self._ema_decay))
 
-        losses = [value for name, value in metrics.items() if name.endswith("_loss")]
-        self._monitor.record(self._step_count, real, fake, losses=losses)
+        self._monitor.record(self._step_count, real, fake, metrics)
         return {name: value.detach() for name, value in metrics.items()}
 
     def _draw_latents(self, count: int) -> Tensor:
@@ -329,10 +343,11 @@ class Trainer(Generic[G, D]):
         )
 
     def check(self) -> None:
-        """Check that training is still finite, and that images and logits have the expected ranges.
+        """Check that training is finite and has not collapsed, and that images and logits have the expected ranges.
 
-        Every step records ranges and non-finite losses and images on the device; this waits for the device and checks
-        the records and the weights. Ranges that do not fit are logged once.
+        Every step records non-finite losses and images, signs of collapse and ranges on the device; this waits for the
+        device and checks the records and the weights. Ranges that do not fit are logged once, and so is a collapse, a
+        state that has lasted for a hundred steps; `collapse` then describes it.
 
         Raises:
             FloatingPointError: If not finite, naming the first step and the network, or the real images, that went
@@ -344,7 +359,16 @@ class Trainer(Generic[G, D]):
             if not torch.stack(finite).all():
                 when = f"step {self.steps - 1}" if self.steps else "before the first step"
                 raise FloatingPointError(f"{when}: the {name}'s weights turned non-finite")
-        self._monitor.warn_about_ranges(generated_too=self._batches_seen > _CHECK_EVERY)
+        self._monitor.warn_about_ranges(outputs_too=self._batches_seen > _CHECK_EVERY)
+        self.collapse = self._monitor.find_collapse()
+        if self.collapse and "collapse" not in self._warned:
+            self._warned.add("collapse")
+            logger.warning(
+                'step %d: training has collapsed: %s. It rarely recovers: start anew with lr="auto", or, if it was, '
+                "with augmentations, a narrower discriminator or another seed",
+                self.steps - 1,
+                self.collapse,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next `step` depends on, as tensors and plain values, loadable weights-only."""
@@ -436,7 +460,7 @@ class Trainer(Generic[G, D]):
         if self._batches_seen == 0 and real.device.type == "cpu":  # elsewhere, reading would wait for the device
             self._monitor.expect_range(real)
         elif self._batches_seen == _CHECK_EVERY and self.device.type == "cpu":
-            self._monitor.warn_about_ranges(generated_too=True)
+            self._monitor.warn_about_ranges(outputs_too=True)
         self._batches_seen += 1
         self._step_count.fill_(self.steps)
         real = real.to(self.device, non_blocking=self._defaults.non_blocking)

@@ -29,7 +29,7 @@ _FLAGS = """
 --classes --compile --config --convs-per-stage --d-base-channels --d-lr --d-norm --d-steps --data --device
 --discriminator --dry-run --ema-decay --epochs --flip --g-lr --generator --gradient-penalty --image-size --keep
 --kernel-size --label-smoothing --latent --latent-dim --log-every --loss --lr --max-channels --no-augment --no-bias
---no-cache --no-flip --no-skip-bad --norm --out --precision --print-recipe --r1 --resize --resume --root
+--no-cache --no-flip --no-skip-bad --norm --on-collapse --out --precision --print-recipe --r1 --resize --resume --root
 --sample-every --samples --save-every --schedule --seed --skip-bad --stages --stem --steps --upsample --weight-decay
 --workers
 """

@@ -38,7 +38,7 @@ recipes = st.builds(
     norm=norms,
     d_norm=norms,
     steps=st.none() | count,
-    lr=st.floats(1e-9, 1e3),
+    lr=st.floats(1e-9, 1e3) | st.just("auto"),
     r1=ratio,
     augment=st.none() | st.lists(st.sampled_from(get_args(AugmentationName)), unique=True).map(tuple),
     ema_decay=st.none() | ratio,

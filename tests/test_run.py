@@ -531,3 +531,23 @@ def test_a_failed_start_leaves_no_folder(tmp_path):
             Run.start(TINY.replace(**wrong), tmp_path / "run")
             pytest.fail(f"{wrong} was accepted")
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("on_collapse", ["warn", "stop"])
+def test_a_collapse_is_written_into_the_log_and_stops_if_asked(tmp_path, capsys, monkeypatch, on_collapse):
+    monkeypatch.setattr("dcgan._monitor._STEPS_TO_WARN", 4)
+    monkeypatch.setattr("dcgan._monitor._ALIKE", 1e9)  # everything is alike
+    options = ["--base-channels", 4, "--image-size", 16, "--batch-size", 200, "--steps", 12, "--log-every", 2]
+    folder = tmp_path / "run"
+    code = cli.main([*map(str, ["train", *options, "--device", "cpu", "--out", folder, "--on-collapse", on_collapse])])
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    collapsed = [record["step"] for record in records if "collapse" in record]
+    (state,) = checkpoint.list_states(folder / "state")[-1:]
+    err = capsys.readouterr().err
+    assert err.count("training has collapsed: for 4 steps, the images that were generated for a batch") == 1
+    if on_collapse == "warn":
+        assert (code, state.name, collapsed) == (0, "step-000012.pt", [4, 6, 8, 10, 12])
+    else:
+        assert (code, state.name, collapsed) == (1, "step-000004.pt", [4])
+        assert "stopped and saved at step 4: for 4 steps" in err
+        assert Run.resume(folder).trainer.steps == 4

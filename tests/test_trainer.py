@@ -940,7 +940,7 @@ def test_images_far_from_an_unknown_range_are_noticed(caplog):
                 trainer.check()  # too early to tell
                 assert not caplog.records
         trainer.check()
-        assert len(caplog.records) == warnings
+        assert sum(record.name == "dcgan._monitor" for record in caplog.records) == warnings
     assert re.search(r"real images lie in \[.*, 255\], but the generated ones only in \[-.*\]: scale", caplog.text)
 
 
@@ -1123,3 +1123,69 @@ def test_a_trainer_works_in_contexts_of_another_device_and_type():
     finally:
         torch.set_default_dtype(default)
     assert_identical(metrics, expected.step(reals[1]))
+
+
+@pytest.mark.parametrize(("width", "d_width"), [(128, 128), (64, 32), (16, 8)])
+def test_the_automatic_rate_goes_with_the_width_of_each_network(width, d_width):
+    shape = {"image_size": 16, "channels": 1}
+    pair = Generator(base_channels=width, **shape), Discriminator(base_channels=d_width, **shape)
+    trainer = Trainer(*pair, lr="auto")
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in (trainer.g_optimizer, trainer.d_optimizer)]
+    assert rates == [2e-4 * 128 / width, 2e-4 * 128 / d_width]
+    trainer = Trainer(*pair, lr="auto", d_lr=1e-3)
+    assert trainer.d_optimizer.param_groups[0]["lr"] == 1e-3
+    assert Trainer(*pair).g_optimizer.param_groups[0]["lr"] == 2e-4
+
+
+def test_the_automatic_rate_needs_a_width():
+    generator, discriminator = networks()
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(256, 1))
+    with pytest.raises(ValueError, match=r'lr="auto" needs .*config\["base_channels"\], which Sequential .* pass g_lr'):
+        Trainer(generator, plain, lr="auto")
+    assert Trainer(generator, plain, lr="auto", d_lr=1e-3).d_optimizer.param_groups[0]["lr"] == 1e-3
+    with pytest.raises(ValueError, match="lr must be a number or 'auto', got 'fast'"):
+        Trainer(generator, discriminator, lr="fast")
+
+
+def test_a_discriminator_that_has_won_is_noticed(caplog):
+    class Certain(nn.Module):
+        """Knows the real images by their sign."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(20.0))
+
+        def forward(self, images):
+            return self.scale * images.mean((1, 2, 3)).sign()
+
+    generator, _ = networks()
+    generator.head.conv.register_forward_hook(lambda module, _, output: -output.abs() - 0.01)
+    trainer = Trainer(generator, Certain())
+    reals = [real.abs() for real in batches(1)] * 103
+    for steps, real in enumerate(reals, start=1):
+        trainer.step(real)
+        if steps in (50, 99):
+            trainer.check()
+            assert trainer.collapse is None
+    caplog.clear()
+    trainer.check()
+    trainer.check()
+    assert re.fullmatch(r"for 10[0-9] steps, D\(x\) has been above 0.98 and D\(G\(z\)\) below 0.02", trainer.collapse)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("step 102: training has collapsed: for 10")
+
+
+def test_generated_images_that_are_all_the_same_are_noticed(caplog):
+    generator, discriminator = networks()
+    trainer = Trainer(generator, discriminator, loss="hinge", g_lr=0.0)
+    nn.init.zeros_(generator.head.conv.weight)
+    for real in batches(1) * 100:
+        trainer.step(real)
+    trainer.check()
+    assert trainer.collapse == "for 100 steps, the images that were generated for a batch have been almost the same"
+    with torch.no_grad():
+        generator.head.conv.weight.copy_(torch.randn_like(generator.head.conv.weight) * 5)
+    trainer.step(batches(1)[0])
+    trainer.check()
+    assert trainer.collapse is None
+    assert len([record for record in caplog.records if "collapsed" in record.getMessage()]) == 1

@@ -42,6 +42,8 @@ def exit_on_error(*, running: bool = False) -> Iterator[None]:
             raise
         raise UsageError(str(error)) from error
     except RuntimeError as error:
+        if "dcgan.run" in sys.modules and isinstance(error, sys.modules["dcgan.run"].CollapseError):
+            raise RunError(str(error)) from error
         if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
             raise RunError(f"the device is out of memory; try a smaller --batch-size ({error})") from error
         raise

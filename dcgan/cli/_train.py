@@ -5,7 +5,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -130,7 +130,7 @@ def _train_to_the_end(run: "Run") -> int:
     return 0
 
 
-def _summarize(record: dict[str, float]) -> str:
+def _summarize(record: dict[str, Any]) -> str:
     names = {"d_loss": "D", "g_loss": "G", "d_real": "D(x)", "d_fake": "D(G(z))"}
     figures = [f"{label} {record[name]:.3f}" for name, label in names.items() if name in record]
     return "  ".join([*figures, f"{record['images_per_second']:.0f} img/s"])
