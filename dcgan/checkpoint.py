@@ -31,8 +31,8 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2) -> Pa
     path = folder / f"step-{step:06d}.pt"
     buffer = io.BytesIO()  # when torch itself writes to a full disk, it hides the OSError behind a RuntimeError
     torch.save(state, buffer)
-    with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+    with atomic_write(path) as file, buffer.getbuffer() as view:
+        file.write(view)
     others = [other for other in list_states(folder) if other != path]
     for old in [*others[: max(0, len(others) + 1 - keep)], *folder.glob(".step-*.pt.*.tmp")]:  # and of killed processes
         with contextlib.suppress(PermissionError):  # on Windows, another program may read it: the next save removes it

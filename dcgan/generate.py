@@ -114,7 +114,7 @@ def _write_folder(folder: Path, generator: Generator, n: int, options: dict[str,
             yield done
 
 
-def _write_bytes(path: Path, content: memoryview) -> None:
+def _write_bytes(path: Path, content: bytes) -> None:
     # Not atomic: renaming would make it half as slow again, and these files can be generated again.
     try:
         with path.open("wb") as file:
@@ -126,7 +126,7 @@ def _write_bytes(path: Path, content: memoryview) -> None:
 
 
 def _write_zip(path: Path, generator: Generator, n: int, options: dict[str, Any]) -> Iterator[int]:
-    def encode(chunk: np.ndarray) -> list[memoryview]:
+    def encode(chunk: np.ndarray) -> list[bytes]:
         return [images.encode_png(pixels, level=1) for pixels in chunk]
 
     done, threads = 0, torch.get_num_threads()
