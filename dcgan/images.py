@@ -64,7 +64,7 @@ def encode_png(pixels: np.ndarray, *, level: int = 6) -> bytes:
     buffer = BytesIO()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     picture.save(buffer, "PNG", compress_level=level)
-    return buffer.getvalue()  # not a view of it: where one outlives its buffer, as in a traceback, Python 3.12.1 crashes
+    return buffer.getvalue()  # a view that outlives its buffer, as in a traceback, crashes Python 3.12.1
 
 
 def save_png(path: Path, image: Tensor) -> None:
