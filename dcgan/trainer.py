@@ -226,10 +226,11 @@ class Trainer(Generic[G, D]):
         # Backward passes and penalties are not computed under autocast, even if the caller is.
         no_autocast = torch.autocast(self.device.type, enabled=False)
         with no_autocast, global_seed(self._derive_seed(_NETWORK_STREAM), self.device):
+            turns = self._turns(self.steps)
             if self._cuda_graphs is None:
-                metrics = self._train_on(self._turns(self.steps), real, z)
+                metrics = self._train_on(turns, real, z)
             else:
-                metrics = self._cuda_graphs(self._turns(self.steps), real, z, hyperparameters=self._hyperparameters())
+                metrics = self._cuda_graphs(turns, real, z, hyperparameters=self._hyperparameters())
         self.steps += 1
         return metrics
 
@@ -407,8 +408,8 @@ class Trainer(Generic[G, D]):
                 for whole, kept in parts.items():
                     _load(kept, before[whole])
                 raise ValueError(f"the state does not fit the {name}: {error}") from error
-        for optimizer in (self._g_optimizer, self._d_optimizer):  # also if others have restored them
-            _optim.match_memory_format(optimizer)
+        for name in {"g_optimizer", "d_optimizer"} - parts.keys():  # which a framework may have restored
+            _optim.match_memory_format(getattr(self, name))
         self.steps, self.seed = state.get("steps", self.steps), state.get("seed", self.seed)
         self._monitor.reset()
         self._batches_seen = 0
