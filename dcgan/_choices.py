@@ -29,6 +29,7 @@ DatasetName = Literal[
 Distribution = Literal["normal", "uniform"]
 KernelSize = Literal[3, 4, 5]
 LearningRate = float | Literal["auto"]
+LoggerName = Literal["tensorboard", "wandb"]
 LossName = Literal["non-saturating", "minimax", "hinge", "least-squares", "wasserstein"]
 Norm = Literal["batch", "instance", "layer", "none"]
 OnCollapse = Literal["warn", "stop"]

@@ -19,6 +19,7 @@ from dcgan._choices import (
     Distribution,
     KernelSize,
     LearningRate,
+    LoggerName,
     LossName,
     Norm,
     OnCollapse,
@@ -47,7 +48,7 @@ _RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
         (
             *("base_channels", "d_base_channels", "max_channels", "latent_dim", "stages"),
             *("steps", "epochs", "batch_size", "d_steps"),
-            *("log_every", "sample_every", "save_every", "keep", "samples"),
+            *("log_every", "sample_every", "save_every", "eval_every", "keep", "samples"),
         ),
         lambda value: value >= 1,
         "at least 1",
@@ -118,8 +119,11 @@ class Recipe:
         log_every: Number of steps between lines of metrics.jsonl.
         sample_every: Number of steps between sample grids.
         save_every: Number of steps between checkpoints.
-        keep: Number of checkpoints to keep.
+        eval_every: Number of steps between figures of quality, the distance of 2,000 samples from the dataset; none
+            computes none.
+        keep: Number of checkpoints to keep, beside the one with the best figure.
         samples: Number of images in a sample grid.
+        log: Loggers that get the figures and the samples as well, each an extra of the package.
         on_collapse: Go on with a warning when training has collapsed, or save and stop.
     """
 
@@ -177,8 +181,10 @@ class Recipe:
     log_every: int = 20
     sample_every: int = 100
     save_every: int = 500
+    eval_every: int | None = 500
     keep: int = 2
     samples: int = 64
+    log: tuple[LoggerName, ...] = ()
     on_collapse: OnCollapse = "warn"
 
     def resolve(self) -> "Recipe":

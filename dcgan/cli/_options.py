@@ -10,7 +10,7 @@ from cyclopts import App, ArgumentCollection, Group, Parameter, Token
 from cyclopts.config import Dict
 from cyclopts.validators import Number
 
-from dcgan._choices import AugmentationName
+from dcgan._choices import AugmentationName, LoggerName
 from dcgan.cli._terminal import UsageError, exit_on_error
 from dcgan.recipe import Recipe, upgrade_fields
 
@@ -48,6 +48,7 @@ _PARAMETERS: dict[Any, Parameter] = {
     int | None: INTEGER,
     int | tuple[int, int] | None: SIZE,
     tuple[str, ...]: WORDS,
+    tuple[LoggerName, ...]: WORDS,
     tuple[AugmentationName, ...] | None: Parameter(consume_multiple=True, negative_iterable="no-", negative_none=""),
 }
 # The sections of --help, each by the first of its fields.
