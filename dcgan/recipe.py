@@ -1,13 +1,18 @@
 """A training run as plain data: what `dcgan train` takes, from the command line or from a YAML file.
 
-This module does not import torch, so that the command line answers at once.
+Recipes with a name are the files `recipes/NAME.yaml` of this package. This module does not import torch, so that the
+command line answers at once.
 """
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import cache
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
+
+import yaml
 
 from dcgan._choices import (
     ArchitectureName,
@@ -31,17 +36,13 @@ from dcgan._choices import (
 )
 from dcgan.architectures import ARCHITECTURES
 
-_DEFAULTS = {"image_size": 64, "channels": 3, "base_channels": 64, "d_base_channels": 64, "batch_size": 128}
-_GREY_32 = {"image_size": 32, "channels": 1}
-_COLOUR_32 = {"image_size": 32, "channels": 3}
-# Defaults of single datasets. The digits are few and small: two minutes on two cores.
-_DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {**_GREY_32, "d_base_channels": 32, "batch_size": 64, "steps": 1000, "augment": ("translation",)},
-    "mnist": _GREY_32,
-    "fashion-mnist": _GREY_32,
-    "cifar10": _COLOUR_32,
-    "svhn": _COLOUR_32,
-}
+_FOLDER = Path(__file__).with_name("recipes")
+# As `dcgan recipes` lists them: ours, which are also the defaults of the dataset with that name, then published ones.
+_NAMES = (
+    *("digits", "mnist", "fashion-mnist", "cifar10", "svhn", "faces"),
+    *("tutorial", "biased", "linear5", "paper-faces", "paper-svhn", "paper-imagenet32"),
+)
+_DEFAULTS = {"image_size": 64, "channels": 3, "base_channels": 64, "batch_size": 128}
 
 _RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
     (
@@ -203,15 +204,15 @@ class Recipe:
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
         architecture = ARCHITECTURES[self.architecture]
-        defaults = _DEFAULTS | _DATASET_DEFAULTS.get(self.data, {})
-        if "image_size" in architecture:
-            defaults["image_size"] = architecture["image_size"]
+        defaults = _DEFAULTS | _dataset_defaults(self.data)
+        defaults |= {name: value for name, value in architecture.items() if name in defaults}
         if width := self.base_channels or architecture.get("base_channels"):
-            defaults |= {"base_channels": width, "d_base_channels": width}
-        if self.epochs is not None:
-            defaults.pop("steps", None)
-        elif "steps" not in defaults and self.steps is None:
-            defaults["epochs"] = 25
+            defaults["d_base_channels"] = width
+        defaults.setdefault("d_base_channels", defaults["base_channels"])
+        if self.steps is not None or self.epochs is not None:
+            defaults = {name: value for name, value in defaults.items() if name not in ("steps", "epochs")}
+        elif "steps" not in defaults:
+            defaults.setdefault("epochs", 25)
         return self.replace(**{name: value for name, value in defaults.items() if getattr(self, name) is None})
 
     def replace(self, **changes: Any) -> "Recipe":
@@ -219,35 +220,116 @@ class Recipe:
         return dataclasses.replace(self, **changes)
 
     def to_yaml(self) -> str:
-        """Return the recipe as YAML that `--config` reads."""
-        import yaml
-
+        """Return the recipe as YAML that `--recipe` reads."""
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
         return yaml.safe_dump(plain, sort_keys=False)
 
     @classmethod
     def from_yaml(cls, text: str) -> "Recipe":
-        """Read what `to_yaml` wrote, in this version or 0.1.
+        """Read what `to_yaml` wrote, in this version or 0.1, or a file written by hand.
 
         Raises:
             ValueError: If the text is not a recipe.
         """
-        import yaml
-
         try:
-            values: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in upgrade_fields(yaml.safe_load(text)).items()
-            }
-            paths = {name: Path(values[name]) for name in ("root", "cache_dir") if values.get(name) is not None}
-            return cls(**values | paths)
-        except (yaml.YAMLError, AttributeError, TypeError) as error:
+            values = upgrade_fields(read_fields(text))
+            recipe = cls(**{name: _convert(name, value) for name, value in values.items()})
+        except (yaml.YAMLError, TypeError, ValueError) as error:
             raise ValueError(f"not a recipe: {error}") from error
+        if not values:
+            raise ValueError("not a recipe: it sets no field")
+        return recipe
 
     def changes(self, other: "Recipe") -> list[str]:
         """Return the names of the fields in which two recipes differ."""
         return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
+
+
+_FLOATS = {name for name, hint in get_type_hints(Recipe).items() if float in (hint, *get_args(hint))}
+
+
+def list_recipes() -> dict[str, str]:
+    """Return what each recipe is that `load_recipe` and `dcgan train --recipe` take by its name."""
+    return {name: yaml.safe_load(find_recipe(name).read_text(encoding="utf-8"))["description"] for name in _NAMES}
+
+
+def load_recipe(name_or_path: str | PathLike[str]) -> Recipe:
+    """Read a recipe of this package by its name, or any other from its file.
+
+    Args:
+        name_or_path: One of `list_recipes`, such as "mnist"; or a YAML file, such as the `recipe.yaml` of a run.
+
+    Raises:
+        ValueError: If the name is unknown, or the file does not hold a recipe.
+        FileNotFoundError: If there is no such file.
+    """
+    path = find_recipe(name_or_path)
+    try:
+        return Recipe.from_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def find_recipe(name_or_path: str | PathLike[str]) -> Path:
+    """Return the path of the file that `load_recipe` reads; it raises the same errors for a wrong name or path."""
+    if name_or_path in _NAMES:
+        return _FOLDER / f"{name_or_path}.yaml"
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if name_or_path == path.stem:
+        raise ValueError(f"recipe must be a file or one of {', '.join(_NAMES)}, got {name_or_path!r}")
+    raise FileNotFoundError(f"there is no recipe file {path}")
+
+
+def read_fields(text: str) -> dict[str, Any]:
+    """Return the fields that YAML holds, as they are written there, without the recipe's description.
+
+    Raises:
+        yaml.YAMLError: If the text is not YAML.
+        TypeError: If it holds something else than fields.
+    """
+    values = yaml.safe_load(text) or {}
+    if not isinstance(values, dict):
+        raise TypeError("must contain the fields of a recipe, such as 'steps: 1000'")
+    return {str(name).replace("-", "_"): value for name, value in values.items() if name != "description"}
+
+
+def parse_image_size(text: str) -> int | tuple[int, int]:
+    """Read `SIDE` or `HEIGHTxWIDTH`.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2):
+        raise ValueError(f"image size must be SIDE or HEIGHTxWIDTH, got {text}")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+@cache
+def _dataset_defaults(data: str) -> dict[str, Any]:
+    if data not in _NAMES:
+        return {}
+    values = read_fields(find_recipe(data).read_text(encoding="utf-8"))
+    return {name: _convert(name, value) for name, value in values.items()}
+
+
+def _convert(name: str, value: Any) -> Any:
+    """Return the value of a field as YAML has it in the type of the field."""
+    if isinstance(value, list):
+        return tuple(value)
+    if name in ("root", "cache_dir") and value is not None:
+        return Path(value)
+    if name in _FLOATS and isinstance(value, str) and value != "auto":
+        return float(value)  # YAML takes 2e-4 for a text
+    if name == "image_size" and isinstance(value, str):
+        return parse_image_size(value)
+    return value
 
 
 def upgrade_fields(values: dict[str, Any]) -> dict[str, Any]:
