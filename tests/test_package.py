@@ -21,14 +21,14 @@ MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in S
 # Each module may import those above it.
 ORDER = """
     _allocator _choices _compat _devices _files _modules _precision _random
-    latents losses augment images ema _distributed _cuda_graphs _optim _checks _monitor
+    latents losses augment images metrics ema _distributed _cuda_graphs _optim _checks _monitor
     architectures _config checkpoint recipe
     data._sources data._decoding data._images data._packing data._batches data._datasets data
     hub._card hub._client hub._pretrained hub
     layers models trainer
-    convert._layouts convert export generate _build run
-    bench._contender bench
-    cli._terminal cli._options cli._bench cli._convert cli._generate cli._train cli __main__
+    convert._layouts convert export generate _quality _build run
+    bench._contender bench bench.robustness
+    cli._terminal cli._options cli._bench cli._convert cli._generate cli._recipes cli._train cli __main__
 """.split()  # noqa: SIM905 - it reads as the layers that it is
 
 

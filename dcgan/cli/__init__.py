@@ -1,4 +1,4 @@
-"""The command line: `dcgan train`, `generate`, `convert`, `export` and `bench`.
+"""The command line: `dcgan train`, `recipes`, `generate`, `convert`, `export` and `bench`.
 
 Commands import what they need when they run, so that they print help and report mistakes without torch.
 
@@ -15,6 +15,7 @@ from dcgan.cli._bench import bench
 from dcgan.cli._convert import convert, export
 from dcgan.cli._generate import generate
 from dcgan.cli._options import read_recipe_file
+from dcgan.cli._recipes import recipes
 from dcgan.cli._terminal import RunError, UsageError, say
 from dcgan.cli._train import train
 
@@ -25,7 +26,7 @@ app = App(
     error_console=Console(stderr=True),
 )
 app.command(train, config=read_recipe_file)
-for _command in (generate, convert, export, bench):
+for _command in (recipes, generate, convert, export, bench):
     app.command(_command)
 
 _RENAMED = {  # since 0.1

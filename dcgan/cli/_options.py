@@ -12,17 +12,11 @@ from cyclopts.validators import Number
 
 from dcgan._choices import AugmentationName, LoggerName
 from dcgan.cli._terminal import UsageError, exit_on_error
-from dcgan.recipe import Recipe, upgrade_fields
+from dcgan.recipe import Recipe, find_recipe, parse_image_size, read_fields, upgrade_fields
 
 
-def _read_size(_: Any, tokens: Sequence[Token]) -> int | tuple[int, ...]:
-    try:
-        sides = [int(side) for token in tokens for side in token.value.lower().split("x")]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2):
-        raise ValueError(f"image size must be SIDE or HEIGHTxWIDTH, got {' '.join(token.value for token in tokens)}")
-    return sides[0] if len(sides) == 1 else tuple(sides)
+def _read_size(_: Any, tokens: Sequence[Token]) -> int | tuple[int, int]:
+    return parse_image_size("x".join(token.value for token in tokens))  # a list in a file is a token per side
 
 
 def _read_integer(_: Any, tokens: Sequence[Token]) -> int | None:
@@ -74,23 +68,26 @@ else:
 
 
 def read_recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Take options that the command line does not give from --config, or from the recipe of the run to --resume."""
+    """Take options that the command line does not give from --recipe, or from the recipe of the run to --resume."""
     given = {
         argument.name.removeprefix("--").replace("-", "_"): argument.tokens[-1].value
         for argument in arguments
         if argument.tokens
     }
     with exit_on_error():
-        if "resume" in given and "config" in given:
-            raise UsageError("--resume uses the recipe of its run: omit --config")
+        sources = [f"--{name}" for name in ("recipe", "config") if name in given]
+        if "resume" in given and sources:
+            raise UsageError(f"--resume uses the recipe of its run: omit {' and '.join(sources)}")
+        if len(sources) > 1:
+            raise UsageError("--config is the older spelling of --recipe: give one of them")
         if "resume" in given:
             path = Path(given["resume"], "recipe.yaml")
             if not path.is_file():
                 raise UsageError(f"{given['resume']} is not the folder of a run: it has no recipe.yaml")
+        elif "recipe" in given:
+            path = find_recipe(given["recipe"])
         elif "config" in given:
-            path = Path(given["config"])
-            if not path.is_file():
-                raise UsageError(f"there is no recipe file {path}")
+            path = find_recipe(Path(given["config"]))  # which is never a name
         else:
             return
         values = _load_recipe_file(path)
@@ -103,13 +100,12 @@ def read_recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCol
 
 def _load_recipe_file(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, ValueError) as error:
+        values = read_fields(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} must contain the fields of a recipe, such as 'steps: 1000'")
-    values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    if misplaced := {"out", "resume", "config", "print_recipe", "dry_run"} & values.keys():
+    except TypeError as error:
+        raise UsageError(f"{path} {error}") from error
+    if misplaced := {"out", "resume", "recipe", "config", "print_recipe", "dry_run"} & values.keys():
         raise UsageError(
             f"{path} is a recipe and cannot set {', '.join(sorted(misplaced))}: use the command line for that"
         )

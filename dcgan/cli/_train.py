@@ -24,10 +24,11 @@ def train(
     *,
     out: Path | None = None,
     resume: Path | None = None,
+    recipe: Annotated[str | None, Parameter(metavar="NAME")] = None,  # noqa: ARG001 - read by read_recipe_file
     config: Path | None = None,  # noqa: ARG001 - read by read_recipe_file
     print_recipe: Annotated[bool, FLAG] = False,
     dry_run: Annotated[bool, FLAG] = False,
-    recipe: Annotated[RecipeOptions, Parameter(name="*")] = _DEFAULTS,
+    options: Annotated[RecipeOptions, Parameter(name="*")] = _DEFAULTS,
 ) -> int:
     """Train a DCGAN; without any options, on handwritten digits that need no download.
 
@@ -36,14 +37,16 @@ def train(
     Args:
         out: New folder for the run; by default runs/DATA.
         resume: Folder of a run to continue exactly as if it had not been interrupted.
-        config: YAML file of options; options on the command line override it.
-        print_recipe: Print every option with the value it would have, in the format that --config reads, and exit.
+        recipe: Name of a recipe, which `dcgan recipes` lists, or YAML file of options; options on the command line
+            override it.
+        config: YAML file of options; the older spelling of --recipe.
+        print_recipe: Print every option with the value it would have, in the format that --recipe reads, and exit.
         dry_run: Do a whole run of a single step, in a temporary folder.
-        recipe: The options of the run.
+        options: The options of the run.
     """
     with exit_on_error():
         if print_recipe:
-            say(recipe.resolve().to_yaml().rstrip())
+            say(options.resolve().to_yaml().rstrip())
             return 0
         if resume is not None and out is not None:
             raise UsageError("a resumed run stays in its folder: omit --out")
@@ -52,11 +55,11 @@ def train(
     keep_memory()
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            _train_to_the_end(_open_run(recipe.replace(steps=1, epochs=None), Path(folder), None))
+            _train_to_the_end(_open_run(options.replace(steps=1, epochs=None), Path(folder), None))
         say("dry run: trained, sampled and saved one step; nothing was kept")
         return 0
     began = time.perf_counter()
-    run = _open_run(recipe, out, resume)
+    run = _open_run(options, out, resume)
     folder = quote(str(run.folder))
     if run.trainer.steps >= run.steps:
         raise UsageError(
