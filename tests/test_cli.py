@@ -27,11 +27,11 @@ TINY = [*SMALL, "--batch-size", "8"]
 _FLAGS = """
 --architecture --augment --base-channels --batch-size --beta1 --beta2 --bias --cache --cache-dir --channels
 --classes --compile --config --convs-per-stage --d-base-channels --d-lr --d-norm --d-steps --data --device
---discriminator --dry-run --ema-decay --epochs --flip --g-lr --generator --gradient-penalty --image-size --keep
---kernel-size --label-smoothing --latent --latent-dim --log-every --loss --lr --max-channels --no-augment --no-bias
---no-cache --no-flip --no-skip-bad --norm --on-collapse --out --precision --print-recipe --r1 --resize --resume --root
---sample-every --samples --save-every --schedule --seed --skip-bad --stages --stem --steps --upsample --weight-decay
---workers
+--discriminator --dry-run --ema-decay --epochs --eval-every --flip --g-lr --generator --gradient-penalty --image-size
+--keep --kernel-size --label-smoothing --latent --latent-dim --log --log-every --loss --lr --max-channels --no-augment
+--no-bias --no-cache --no-flip --no-skip-bad --norm --on-collapse --out --precision --print-recipe --r1 --recipe
+--resize --resume --root --sample-every --samples --save-every --schedule --seed --skip-bad --stages --stem --steps
+--upsample --weight-decay --workers
 """
 FLAGS = set(_FLAGS.split())
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes of other systems differ")
@@ -86,7 +86,7 @@ def wait_for(path, process, seconds=60):
 def test_help_lists_the_commands(dcgan_says):
     code, out, _ = dcgan_says("--help")
     assert code == 0
-    assert all(command in out for command in ("train", "generate", "bench"))
+    assert all(command in out for command in ("train", "recipes", "generate", "bench"))
 
 
 def test_the_flags_of_train_are_these(dcgan_says):
@@ -118,7 +118,7 @@ def test_the_help_of_training_has_a_section_for_each_subject(dcgan_says):
         assert last in section
 
 
-@pytest.mark.parametrize("command", ["train", "generate", "convert", "export", "bench"])
+@pytest.mark.parametrize("command", ["train", "recipes", "generate", "convert", "export", "bench"])
 def test_lines_of_help_stand_alone(dcgan_says, command):
     code, out, _ = dcgan_says(command, "--help")
     assert code == 0
@@ -159,6 +159,8 @@ def test_the_version_is_printed(dcgan_says):
         "trian",
         "train --lerning-rate 1",
         "train --print-recipe",
+        "train --recipe tutorial --print-recipe",
+        "recipes",
     ],
 )
 def test_help_and_typos_do_not_import_torch(arguments):
@@ -175,7 +177,7 @@ def test_the_check_for_torch_can_fail():
 
 
 @posix
-@pytest.mark.parametrize("arguments", ["train --help", "train --print-recipe", "--version"])
+@pytest.mark.parametrize("arguments", ["train --help", "train --print-recipe", "recipes", "--version"])
 def test_a_reader_that_goes_away_is_not_an_error(arguments):
     reader, writer = os.pipe()
     os.close(reader)
@@ -213,8 +215,15 @@ MISTAKES = {
     "train --label-smoothing 0.1 --loss hinge": "label_smoothing needs a loss with targets",
     "train --generator /missing": "there is no folder '/missing'",
     "train --resume missing": "missing is not the folder of a run",
+    "train --recipe cifar": "recipe must be a file or one of digits, mnist, fashion-mnist, cifar10, svhn, faces, tut",
+    "train --recipe missing.yaml": "there is no recipe file missing.yaml",
+    "train --recipe faces": "the dataset 'folder' needs root, the folder of images",
+    "train --recipe tutorial --resume b": "--resume uses the recipe of its run: omit --recipe",
+    "train --recipe tutorial --config a.yaml": "--config is the older spelling of --recipe: give one of them",
     "train --config missing.yaml": "there is no recipe file missing.yaml",
+    "train --config tutorial": "there is no recipe file tutorial",
     "train --config a.yaml --resume b": "--resume uses the recipe of its run: omit --config",
+    "recipes tutorial": "Unused Tokens: ['tutorial']",
     "generate": "requires an argument",
     "generate /missing": "there is no folder '/missing'",
     "generate . -n 0": 'Invalid value "0" for -n. Must be >= 1.',
@@ -251,6 +260,16 @@ def test_a_dry_run_leaves_nothing_behind(dcgan_says):
     code, out, _ = dcgan_says("train", *TINY, "--steps", 50, "--dry-run", "--out", "run")
     assert (code, "step 0 to 1" in out, "nothing was kept" in out) == (0, True, True)
     assert list(Path().iterdir()) == []
+
+
+def test_a_named_recipe_trains_on_the_dataset_of_choice(dcgan_says):
+    """The authors' SVHN training, made small: their own networks, on every other batch the generator."""
+    options = ["--data", "digits", "--base-channels", 2, "--batch-size", 8, "--steps", 2, "--samples", 4]
+    code, out, err = dcgan_says("train", "--recipe", "paper-svhn", *options, "--device", "cpu", "--out", "run")
+    assert (code, "digits: 1,797 images 32x32x1" in out, "networks svhn: generator" in out) == (0, True, True), err
+    recipe = Recipe.from_yaml(Path("run/recipe.yaml").read_text())
+    assert (recipe.data, recipe.schedule, recipe.weight_decay, recipe.lr) == ("digits", "alternate", 1e-5, 5e-4)
+    assert checkpoint.list_states(Path("run/state"))[-1].stem == "step-000002"
 
 
 def test_a_dry_run_resumes_nothing(dcgan_says, trained):

@@ -1,11 +1,14 @@
 """The commands around checkpoints and timings, as a user types them."""
 
+import re
+
 import pytest
 import torch
 from references import Tutorial, copy_in_order
 
 from dcgan import Discriminator, Generator
 from dcgan.cli import main
+from dcgan.recipe import list_recipes
 
 
 def said(capsys, *arguments, code=0):
@@ -84,6 +87,22 @@ def test_files_are_not_folders_of_networks(folder, tmp_path, capsys):
     assert f"its folder is {folder}" in said(capsys, "generate", weights, code=2)
     with pytest.raises(ValueError, match="name_or_path must be a folder or a repository's name, got an empty one"):
         Generator.from_pretrained("")
+
+
+def test_recipes_are_listed_with_what_they_are(capsys):
+    lines = said(capsys, "recipes").splitlines()
+    table = [re.split(r"  +", line) for line in lines[: lines.index("")]]
+    assert table[0] == ["name", "networks", "image size", "width", "batch", "length", "what it is"]
+    digits = ["digits", "tutorial", "32x32x1", "64, 32", "64", "1,000 steps"]
+    svhn = ["paper-svhn", "svhn", "32x32x3", "64", "64", "200 epochs", "the paper's SVHN model (Table 2)"]
+    assert (table[1][:6], table[11]) == (digits, svhn)
+    assert [row[0] for row in table[1:]] == list(list_recipes())
+    starts = {line.index(row[-1]) for line, row in zip(lines, table, strict=False)}
+    assert len(starts) == 1  # the last column is aligned, as the others are then
+    assert "  dcgan train --recipe mnist" in lines
+    for line in lines[lines.index("next:") + 1 :]:
+        assert line.split()[:3] == ["dcgan", "train", "--recipe"]
+        said(capsys, *line.split()[1:4], "--print-recipe")
 
 
 def test_a_benchmark_that_cannot_run_is_refused(capsys):

@@ -15,7 +15,7 @@ from dcgan import cli
 from dcgan._choices import ArchitectureName, AugmentationName, DatasetName, Precision
 from dcgan.architectures import ARCHITECTURES
 from dcgan.cli import _train
-from dcgan.recipe import Recipe
+from dcgan.recipe import Recipe, load_recipe
 
 count = st.integers(1, 10**6)
 ratio = st.floats(0, 0.99)
@@ -82,8 +82,10 @@ def test_a_printed_recipe_read_again_is_the_same(file, recipe):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_train, "say", said.append)
         file.write_text(recipe.to_yaml(), encoding="utf-8")
-        assert cli.main(["train", "--config", str(file), "--print-recipe"]) == 0
+        assert load_recipe(file) == recipe
+        assert cli.main(["train", "--recipe", str(file), "--print-recipe"]) == 0
         file.write_text(said[0], encoding="utf-8")
+        assert load_recipe(file) == recipe.resolve()
         assert cli.main(["train", "--config", str(file), "--print-recipe"]) == 0
     assert Recipe.from_yaml(said[0]) == Recipe.from_yaml(said[1]) == recipe.resolve()
 
@@ -208,6 +210,37 @@ def test_images_need_not_be_square(capsys, tmp_path, size):
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lr: 2e-4\ng-lr: 1.0e-3", {"lr": 2e-4, "g_lr": 1e-3}),
+        ("lr: auto\nema-decay: null\nr1: 1e-1", {"lr": "auto", "ema_decay": None, "r1": 0.1}),
+        ("root: faces\ncache-dir: null\nimage-size: 48X80", {"root": Path("faces"), "image_size": (48, 80)}),
+        ("description: mine\nclasses: [bedroom]\naugment: []", {"classes": ("bedroom",), "augment": ()}),
+    ],
+)
+def test_python_and_the_command_line_read_the_same_from_a_file(capsys, tmp_path, text, expected):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text, encoding="utf-8")
+    assert load_recipe(file) == Recipe(**expected)
+    assert Recipe.from_yaml(printed(capsys, "--recipe", file)) == Recipe(**expected).resolve()
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ([], {}),
+        (["--data", "mnist", "--root", "X"], {"data": "mnist", "root": Path("X"), "channels": 1}),
+        (["--base-channels", 8], {"base_channels": 8, "d_base_channels": 8}),
+        (["--steps", 5, "--lr", 0.5], {"steps": 5, "epochs": None, "lr": 0.5}),
+        (["--ema-decay", 0.5, "--augment", "color"], {"ema_decay": 0.5, "augment": ("color",)}),
+    ],
+)
+def test_the_command_line_overrides_a_named_recipe(capsys, options, changes):
+    printed_recipe = Recipe.from_yaml(printed(capsys, "--recipe", "tutorial", *options))
+    assert printed_recipe == load_recipe("tutorial").resolve().replace(**changes)
+
+
+@pytest.mark.parametrize(
     ("options", "expected"),
     [
         (["--no-augment"], {"augment": ()}),
@@ -231,6 +264,7 @@ def test_options_become_fields(capsys, options, expected):
         (b"steps: 1\nepochs: 1", "steps and epochs exclude each other"),
         (b"- 3", "must contain the fields of a recipe"),
         (b"resume: runs/digits", "is a recipe and cannot set resume"),
+        (b"recipe: tutorial", "is a recipe and cannot set recipe"),
         (b"{{{", "recipe.yaml is not YAML"),
         (b"\xff\xfe\x00", "recipe.yaml is not YAML"),
     ],
