@@ -1,12 +1,13 @@
-"""Conversion of tensors to pictures.
+"""Pictures of tensors and of a run's curves.
 
 Shapes: N batch, K channels (1 grey, 3 colour, 4 colour and alpha), H height, W width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,8 +17,35 @@ from torch.nn.functional import pad
 
 from dcgan._files import atomic_write
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 VALUE_RANGES = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0)}
 """Range of a generator's images, by its `output`."""
+
+# Colours that readers with any kind of colour blindness tell apart (Okabe and Ito, 2008).
+_BLUE, _VERMILION, _GREEN = "#0072B2", "#D55E00", "#00805D"
+_GREY, _AMBER = "#595959", "#FBE8AE"
+_STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#999999",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#999999",
+    "xtick.labelcolor": "#333333",
+    "ytick.color": "#999999",
+    "ytick.labelcolor": "#333333",
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+}
+_LONG = 100  # a curve of so many values is smoothed
 
 
 def to_uint8(images: Tensor, value_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
@@ -103,3 +131,181 @@ def save_gif(path: Path, frames: Sequence[Path], *, seconds: float = 0.2, last: 
             loop=0,
             optimize=False,
         )
+
+
+def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Draw how a run went, as a PNG of 1800×1160 pixels, atomically.
+
+    Its four panels are the losses, the outputs of D, the Fréchet distance with its best value, and the images per
+    second, each over the step; steps at which training had collapsed are shaded. Long curves are pale, with their
+    running mean on top. Values that are not finite are left out, and outliers run off the panel. Equal records give
+    equal files.
+
+    Args:
+        path: File to write.
+        records: The lines of a run's `metrics.jsonl`, in order, at least one; each has `step`, and any of
+            the other keys.
+
+    Raises:
+        ValueError: If there is no record.
+    """
+    if not records:
+        raise ValueError("curves need at least one record")
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with style.context(["default", _STYLE]):  # whatever style the program around has; it is restored
+        figure = Figure(figsize=(9, 5.8), dpi=200)
+        canvas: Any = FigureCanvasAgg(figure)
+        panels = figure.subplots(2, 2, sharex=True)
+        figure.subplots_adjust(left=0.055, right=0.98, bottom=0.085, top=0.94, wspace=0.15, hspace=0.22)
+        losses, outputs, quality, speed = panels.flat
+        _draw_losses(losses, records)
+        _draw_outputs(outputs, records)
+        _draw_quality(quality, records)
+        _draw_speed(speed, records)
+        _draw_steps(panels, records)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[:, :, :3]
+    with atomic_write(path) as file:
+        file.write(encode_png(pixels))
+
+
+def _draw_losses(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
+    axes.set_title("Losses")
+    values = _draw_curves(axes, records, d_loss=("D", _BLUE), g_loss=("G", _VERMILION))
+    axes.set_ylim(*_limits(values))
+
+
+def _draw_outputs(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
+    values = _draw_curves(axes, records, d_real=("D(x)", _BLUE), d_fake=("D(G(z))", _VERMILION))
+    if values.size and (values.min() < 0 or values.max() > 1):
+        axes.set_title("Raw outputs of D")
+        axes.set_ylim(*_limits(values))
+    else:
+        axes.set_title("Outputs of D")
+        axes.set_ylim(0, 1)
+        axes.axhline(0.5, color=_GREY, linewidth=0.7, linestyle=(0, (4, 4)), zorder=1)  # D cannot tell
+
+
+def _draw_quality(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    axes.set_title("Fréchet distance")
+    steps, values = _series(records, "fd")
+    steps, values = steps[values > 0], values[values > 0]
+    if not values.size:
+        _say_nothing(axes)
+        return
+    axes.plot(steps, values, color=_GREEN, linewidth=1.2, marker="o", markersize=3.5 if len(values) < _LONG else 1.5)
+    best = int(values.argmin())
+    axes.plot(
+        steps[best],
+        values[best],
+        color=_GREEN,
+        linestyle="",
+        marker="o",
+        markersize=8,
+        markerfacecolor="none",
+        markeredgewidth=1.5,
+        label=f"lowest: {values[best]:.4g} at step {steps[best]:,}",
+    )
+    _draw_legend(axes)
+    low, high = values.min() / 1.25, values.max() * 1.25
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(MaxNLocator(5) if high < 8 * low else LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def _draw_speed(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
+    axes.set_title("Images per second")
+    values = _draw_curves(axes, records, images_per_second=("", _GREY))
+    axes.set_ylim(0, _limits(values)[1])
+
+
+def _draw_curves(axes: "Axes", records: Sequence[Mapping[str, Any]], **curves: tuple[str, str]) -> np.ndarray:
+    """Draw the values of some keys of the records, each with a label and a colour; return those that were drawn."""
+    drawn = []
+    for key, (label, colour) in curves.items():
+        steps, values = _series(records, key)
+        drawn.append(values)
+        if len(values) >= _LONG:
+            axes.plot(*_thin(steps, values), color=colour, alpha=0.25, linewidth=0.6)
+            axes.plot(*_smooth(steps, values), color=colour, label=label, linewidth=1.6)
+        elif len(values):
+            axes.plot(steps, values, color=colour, label=label, linewidth=1.4, marker="o", markersize=2.5)
+    every = np.concatenate(drawn)
+    if every.size:
+        _draw_legend(axes)
+    else:
+        _say_nothing(axes)
+    return every
+
+
+def _draw_legend(axes: "Axes") -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
+
+
+def _say_nothing(axes: "Axes") -> None:
+    axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center", color=_GREY)
+    axes.yaxis.set_visible(False)
+
+
+def _draw_steps(panels: np.ndarray, records: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for axes in panels[-1]:  # which share the axis of those above
+        axes.set_xlim(0, 1.02 * max(records[-1]["step"], 1))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("step")
+    # A record tells of the steps since the one before.
+    steps = np.array([0, *(record["step"] for record in records)])
+    collapsed = np.array([False, *("collapse" in record for record in records), False])
+    turns = steps[np.flatnonzero(np.diff(collapsed))]  # into a collapse, and out of it
+    if not turns.size:
+        return
+    stretches = [(begin, end - begin) for begin, end in turns.reshape(-1, 2).tolist()]
+    for axes in panels.flat:  # with an edge, so that the shortest stretch is seen
+        shade = axes.broken_barh(stretches, (0, 1), transform=axes.get_xaxis_transform(), color=_AMBER, linewidth=0.8)
+        shade.set_zorder(0)
+    shade.set_label("collapse of training")
+    axes.figure.legend(handles=[shade], loc="lower center", bbox_to_anchor=(0.52, -0.005))
+
+
+def _series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps and the values of the records that have a finite value of `key`."""
+    pairs = [(record["step"], float(record[key])) for record in records if key in record]
+    steps = np.array([step for step, _ in pairs], dtype=np.int64)
+    values = np.array([value for _, value in pairs], dtype=np.float64)
+    drawable = np.abs(values) < 1e30  # neither NaN nor infinite, nor so large that the axes overflow
+    return steps[drawable], values[drawable]
+
+
+def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest and the highest value of each of 1,000 stretches, which look the same and are soon drawn."""
+    parts = np.array_split(np.arange(len(values)), min(1000, len(values)))
+    kept = np.unique([part[extreme(values[part])] for part in parts for extreme in (np.argmin, np.argmax)])
+    return steps[kept], values[kept]
+
+
+def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the running mean over 2 % of the values, without outliers, at 400 of the steps or fewer."""
+    values, radius = values.clip(*_limits(values)), len(values) // 100
+    centres = np.unique(np.linspace(0, len(values) - 1, 400).round().astype(int))
+    means = [values[max(centre - radius, 0) : centre + radius + 1].mean() for centre in centres]
+    return steps[centres], np.array(means)
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """Return limits of an axis that hide outliers: what is beyond the central 98 % by more than their range."""
+    if not values.size:
+        return 0.0, 1.0
+    low, high = np.quantile(values, [0.01, 0.99])
+    low, high = max(values.min(), 2 * low - high), min(values.max(), 2 * high - low)
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return float(low - margin), float(high + margin)
