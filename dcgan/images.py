@@ -3,7 +3,9 @@
 Shapes: N batch, K channels (1 grey, 3 colour, 4 colour and alpha), H height, W width.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
@@ -151,6 +153,26 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """
     if not records:
         raise ValueError("curves need at least one record")
+    with _quiet_matplotlib():
+        pixels = _draw_curves(records)
+    with atomic_write(path) as file:
+        file.write(encode_png(pixels))
+
+
+@contextmanager
+def _quiet_matplotlib() -> Iterator[None]:
+    """Silence the warnings about its font cache, which it builds for seconds, or has to keep in another folder."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _draw_curves(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return the picture that `save_curves` writes: uint8 `(H, W, 3)`."""
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -159,7 +181,7 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         figure = Figure(figsize=(9, 5.8), dpi=200)
         canvas: Any = FigureCanvasAgg(figure)
         panels = figure.subplots(2, 2, sharex=True)
-        figure.subplots_adjust(left=0.055, right=0.98, bottom=0.085, top=0.94, wspace=0.15, hspace=0.22)
+        figure.subplots_adjust(left=0.055, right=0.972, bottom=0.085, top=0.94, wspace=0.15, hspace=0.22)
         losses, outputs, quality, speed = panels.flat
         _draw_losses(losses, records)
         _draw_outputs(outputs, records)
@@ -167,19 +189,17 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         _draw_speed(speed, records)
         _draw_steps(panels, records)
         canvas.draw()
-        pixels = np.asarray(canvas.buffer_rgba())[:, :, :3]
-    with atomic_write(path) as file:
-        file.write(encode_png(pixels))
+        return np.asarray(canvas.buffer_rgba())[:, :, :3]
 
 
 def _draw_losses(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
     axes.set_title("Losses")
-    values = _draw_curves(axes, records, d_loss=("D", _BLUE), g_loss=("G", _VERMILION))
+    values = _draw_lines(axes, records, d_loss=("D", _BLUE), g_loss=("G", _VERMILION))
     axes.set_ylim(*_limits(values))
 
 
 def _draw_outputs(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
-    values = _draw_curves(axes, records, d_real=("D(x)", _BLUE), d_fake=("D(G(z))", _VERMILION))
+    values = _draw_lines(axes, records, d_real=("D(x)", _BLUE), d_fake=("D(G(z))", _VERMILION))
     if values.size and (values.min() < 0 or values.max() > 1):
         axes.set_title("Raw outputs of D")
         axes.set_ylim(*_limits(values))
@@ -215,18 +235,18 @@ def _draw_quality(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
     low, high = values.min() / 1.25, values.max() * 1.25
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(MaxNLocator(5) if high < 8 * low else LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if high < 8 * low else LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _draw_speed(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
     axes.set_title("Images per second")
-    values = _draw_curves(axes, records, images_per_second=("", _GREY))
+    values = _draw_lines(axes, records, images_per_second=("", _GREY))
     axes.set_ylim(0, _limits(values)[1])
 
 
-def _draw_curves(axes: "Axes", records: Sequence[Mapping[str, Any]], **curves: tuple[str, str]) -> np.ndarray:
+def _draw_lines(axes: "Axes", records: Sequence[Mapping[str, Any]], **curves: tuple[str, str]) -> np.ndarray:
     """Draw the values of some keys of the records, each with a label and a colour; return those that were drawn."""
     drawn = []
     for key, (label, colour) in curves.items():
@@ -260,7 +280,7 @@ def _draw_steps(panels: np.ndarray, records: Sequence[Mapping[str, Any]]) -> Non
 
     for axes in panels[-1]:  # which share the axis of those above
         axes.set_xlim(0, 1.02 * max(records[-1]["step"], 1))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("step")
     # A record tells of the steps since the one before.
@@ -294,7 +314,7 @@ def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the running mean over 2 % of the values, without outliers, at 400 of the steps or fewer."""
+    """Return the running mean over 2 % of the values, outliers clipped, at 400 of the steps or fewer."""
     values, radius = values.clip(*_limits(values)), len(values) // 100
     centres = np.unique(np.linspace(0, len(values) - 1, 400).round().astype(int))
     means = [values[max(centre - radius, 0) : centre + radius + 1].mean() for centre in centres]

@@ -1,4 +1,8 @@
-"""Tensors to pictures: rounding, grids, PNG and GIF files."""
+"""Tensors to pictures: rounding, grids, PNG and GIF files; the curves of a run."""
+
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -88,3 +92,171 @@ def test_a_gif_shows_each_frame_and_rests_on_the_last(tmp_path, channels):
             animation.seek(index)
             durations.append(animation.info["duration"])
     assert durations == [100, 100, 100, 1500]
+
+
+def records_of(count, every=10):
+    """What a run logs: all keys, and a distance in every fourth record."""
+    noise = np.random.default_rng(0).normal(size=(count, 5))
+    records = []
+    for index, (d_loss, d_real, d_fake, g_loss, speed) in enumerate(noise.tolist()):
+        record = {"step": (index + 1) * every, "d_loss": 0.6 + 0.05 * d_loss, "d_real": 0.7 + 0.03 * d_real}
+        record |= {"d_fake": 0.3 + 0.03 * d_fake, "g_loss": 1.5 + 0.1 * g_loss, "images_per_second": 300 + 9 * speed}
+        records.append(record | ({"fd": 20 + 100 / (index + 1)} if index % 4 == 3 else {}))
+    return records
+
+
+def without(records, key):
+    return [{name: value for name, value in record.items() if name != key} for record in records]
+
+
+def drawn(tmp_path, records):
+    """The pixels `(H, W, 3)` of the curves, as signed integers."""
+    images.save_curves(tmp_path / "curves.png", records)
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (1800, 1160))
+        assert picture.info == {}  # nothing that changes, such as a date
+        return np.asarray(picture).astype(int)
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory):
+    return drawn(tmp_path_factory.mktemp("eight"), records_of(8))
+
+
+def has_colour(pixels, colour):
+    """Where pixels have a colour, a text such as "#0072B2": booleans `(H, W)`."""
+    return (pixels == [int(colour[start : start + 2], 16) for start in (1, 3, 5)]).all(2)
+
+
+def test_the_same_curves_are_the_same_file_whatever_the_style_around(tmp_path):
+    import matplotlib as mpl
+
+    images.save_curves(tmp_path / "a.png", records_of(8))
+    with mpl.rc_context({"lines.linewidth": 9, "font.size": 30, "axes.facecolor": "red", "savefig.dpi": 50}):
+        around = dict(mpl.rcParams)
+        images.save_curves(tmp_path / "b.png", records_of(8))
+        assert dict(mpl.rcParams) == around
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("key", "row", "column"),
+    [("d_loss", 0, 0), ("g_loss", 0, 0), ("d_real", 0, 1), ("d_fake", 0, 1), ("fd", 1, 0), ("images_per_second", 1, 1)],
+)
+def test_each_value_is_drawn_in_its_panel_only(tmp_path, eight, key, row, column):
+    records = records_of(8)
+    changed = [record | {key: record[key] * 1.1} if record["step"] == 40 else record for record in records]
+    different = (eight != drawn(tmp_path, changed)).any(2)
+    ys, xs = np.nonzero(different)
+    assert ys.size
+    assert set(ys // 580) == {row}
+    assert set(xs // 890) == {column}
+
+
+def test_a_curve_without_values_is_left_out(tmp_path, eight):
+    losses = slice(0, 580), slice(0, 890)
+    both = eight[losses]
+    one = drawn(tmp_path, without(records_of(8), "d_loss"))[losses]
+    none = drawn(tmp_path, [{"step": 10}])
+    assert has_colour(both, "#0072B2").any()
+    assert has_colour(both, "#D55E00").any()
+    assert not has_colour(one, "#0072B2").any()
+    assert has_colour(one, "#D55E00").any()
+    assert has_colour(none, "#595959").any()  # it says so
+    assert not any(has_colour(none, colour).any() for colour in ("#0072B2", "#D55E00", "#00805D"))
+
+
+@pytest.mark.parametrize("count", [1, 150])
+def test_what_is_not_finite_is_left_out(tmp_path, count):
+    records = records_of(count)
+    broken = {"d_loss": float("nan"), "g_loss": -float("inf"), "d_real": 1e300, "fd": float("inf")}
+    images.save_curves(tmp_path / "a.png", [*records[:-1], records[-1] | broken])
+    for key in broken:
+        records[-1].pop(key, None)
+    images.save_curves(tmp_path / "b.png", records)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_collapse_is_shaded_from_the_record_before(tmp_path):
+    def shaded_columns(collapsed):
+        records = [
+            record | ({"collapse": "for 100 steps"} if record["step"] in collapsed else {}) for record in records_of(10)
+        ]
+        shaded = has_colour(drawn(tmp_path, records)[:540, :890], "#FBE8AE").sum(0) > 100  # not the letters of a legend
+        return np.flatnonzero(shaded)
+
+    assert not shaded_columns(set()).size
+    everything = shaded_columns(set(range(10, 101, 10)))
+    start, end = everything[0], everything[-1]
+    part = shaded_columns({50, 60, 90})  # steps 40 to 60, and 80 to 90
+    assert part[0] == pytest.approx(start + 0.4 * (end - start), abs=3)
+    assert part[-1] == pytest.approx(start + 0.9 * (end - start), abs=3)
+    between = start + 0.7 * (end - start)
+    assert part[part < between].max() == pytest.approx(start + 0.6 * (end - start), abs=3)
+    assert part[part > between].min() == pytest.approx(start + 0.8 * (end - start), abs=3)
+
+
+def test_each_of_twenty_thousand_records_is_seen(tmp_path):
+    records = records_of(20_000)
+    before = drawn(tmp_path, records)
+    records[12_345]["images_per_second"] = 100.0
+    different = (drawn(tmp_path, records) != before).any(2)
+    assert not different[:580].any()
+    assert not different[:, :890].any()
+    columns = np.flatnonzero(different.sum(0) > 100)
+    assert 0 < len(columns) <= 4
+    start, end = 945, 1750  # the panel's
+    assert columns.mean() == pytest.approx(start + 12_345 / 20_000 / 1.02 * (end - start), abs=30)
+
+
+def test_limits_hold_all_values_but_outliers():
+    values = np.linspace(2, 3, 1000)
+    assert images._limits(values) == pytest.approx((1.94, 3.06))
+    assert images._limits(np.append(values, 3.5)) == pytest.approx((1.91, 3.59))
+    low, high = images._limits(np.append(values, [1e29, -1e29]))
+    assert (low, high) == pytest.approx((1, 4), abs=0.3)
+    assert images._limits(np.array([5.0])) == (4.5, 5.5)
+    assert images._limits(np.zeros(3)) == (-1, 1)
+
+
+def test_the_lowest_distance_is_named():
+    from matplotlib.figure import Figure
+
+    values = {500: 40.125, 1000: 30.0, 1500: 12.5, 2000: 14.0, 2500: float("nan"), 3000: 0.0}
+    axes = Figure().subplots()
+    images._draw_quality(axes, [{"step": step, "fd": value} for step, value in values.items()])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["lowest: 12.5 at step 1,500"]
+    curve, ring = axes.lines
+    assert curve.get_xydata().tolist() == [[500, 40.125], [1000, 30], [1500, 12.5], [2000, 14]]
+    assert ring.get_xydata().tolist() == [[1500, 12.5]]
+    assert axes.get_yscale() == "log"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(0.0, 1.0, (0, 1)), (0.2, 0.3, (0, 1)), (-4.0, 4.0, (-4.48, 4.48))]
+)
+def test_probabilities_have_their_whole_axis_and_raw_outputs_their_own(low, high, expected):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    images._draw_outputs(axes, [{"step": 1, "d_real": high, "d_fake": low}, {"step": 2, "d_real": high}])
+    assert axes.get_ylim() == pytest.approx(expected)
+
+
+def test_no_records_draw_nothing(tmp_path):
+    with pytest.raises(ValueError, match="curves need at least one record"):
+        images.save_curves(tmp_path / "a.png", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_leave_the_plots_of_the_program_alone(tmp_path):
+    code = (
+        "import pathlib, sys; from dcgan import images; assert 'matplotlib' not in sys.modules\n"
+        f"images.save_curves(pathlib.Path({str(tmp_path / 'a.png')!r}), [{{'step': 1, 'd_loss': 1.0}}])\n"
+        "assert 'matplotlib' in sys.modules; print('matplotlib.pyplot' in sys.modules)"
+    )
+    (tmp_path / "file").touch()
+    environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "file")}  # no folder: it has to build a cache elsewhere
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")
