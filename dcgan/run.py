@@ -4,9 +4,9 @@ The folder has the layout of a Hub repository, so that everything that loads net
 
     config.json  model.safetensors  README.md    the averaged generator and its card
     discriminator/                               the discriminator's two files
-    recipe.yaml  metrics.jsonl
+    recipe.yaml  metrics.jsonl  curves.png
     samples/step-000500.png  samples.gif
-    state/step-000500.pt                         what `Run.resume` needs
+    state/step-000500.pt                         what `Run.resume` needs: the last ones, and the best
 """
 
 import copy
@@ -14,15 +14,18 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from statistics import fmean, median
+from typing import Any, Literal, Self
 
 from filelock import FileLock, Timeout
 from torch import Tensor
 
 from dcgan import _build, checkpoint, data, ema, images
 from dcgan._files import atomic_write
+from dcgan._loggers import Logger, open_loggers
+from dcgan._quality import Quality
 from dcgan.generate import sample_uint8
 from dcgan.hub._card import model_card
 from dcgan.latents import seeded_latents
@@ -33,7 +36,7 @@ from dcgan.trainer import Trainer
 # What a resumed run may change: nothing that affects its numbers, except for the device and compilation, which round
 # and draw random numbers differently.
 RESUMABLE = {
-    *("steps", "epochs", "log_every", "sample_every", "save_every", "keep", "on_collapse"),
+    *("steps", "epochs", "log_every", "sample_every", "save_every", "eval_every", "keep", "log", "on_collapse"),
     *("root", "cache", "cache_dir", "workers", "device", "compile"),
 }
 
@@ -63,6 +66,10 @@ class Run:
         self.steps = recipe.steps or (recipe.epochs or 1) * per_epoch
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._began, self._logged = time.perf_counter(), trainer.steps  # when the last record was logged, and its step
+        self._figures: dict[int, float] = {}  # the figure of quality at each step that has one
+        self._quality: Quality | None = None
+        self._loggers: list[Logger] = []
         self._lock = FileLock(folder / ".lock", timeout=0)
         try:
             self._lock.acquire()
@@ -82,6 +89,7 @@ class Run:
 
         Raises:
             FileExistsError: If the folder is not empty.
+            ImportError: If the package of a logger is missing.
             ValueError: If the recipe, the dataset and the networks to start from do not fit together.
             OSError: If the folder cannot be written.
         """
@@ -94,6 +102,7 @@ class Run:
         run = cls(_create_folder(folder, recipe.data), recipe, images, trainer)
         try:
             run._write("recipe.yaml", recipe.to_yaml())
+            run._loggers = open_loggers(recipe.log, run.folder, config=recipe.to_yaml())
             generator = run.ema_generator()
             run.sample(generator)
             run.save(generator)  # so that there is always something to resume
@@ -152,18 +161,23 @@ class Run:
         self._counts = state["counts"]
         self._write("recipe.yaml", self.recipe.to_yaml())
         self._discard_after(self.trainer.steps)
+        self._figures = _read_figures(self.folder)
+        step = self.trainer.steps
+        self._loggers = open_loggers(self.recipe.log, self.folder, config=self.recipe.to_yaml(), resume_step=step)
 
     def train(self) -> Iterator[dict[str, Any] | None]:
         """Train to the last step, yielding after each: the record that was logged, or None.
 
-        A record has the step, the mean of each metric since the last record, the images per second, and `collapse`, a
-        description, while training is collapsed. The caller may stop between steps, and then `save`.
+        A record has the step, the mean of each metric since the last record, the images per second, `fd`, the figure of
+        quality, where it was computed, and `collapse`, a description, while training is collapsed. The caller may stop
+        between steps, and then `save`.
 
         Raises:
             CollapseError: If training has collapsed and the recipe asks to stop then; the state is saved.
             FloatingPointError: If training diverges, naming the step, the network and the last good checkpoint.
         """
-        recipe, began, done = self.recipe, time.perf_counter(), self.trainer.steps
+        recipe = self.recipe
+        self._began, self._logged = time.perf_counter(), self.trainer.steps
         batches = data.Batches(
             self.images,
             self.batch_size,
@@ -174,32 +188,42 @@ class Run:
         )
         try:
             for metrics in self.trainer.iterate(batches, self.steps):
-                step, record = self.trainer.steps, None
-                last = step == self.steps
                 for name, value in metrics.items():
                     self._sums[name] = self._sums.get(name, 0) + value
                     self._counts[name] = self._counts.get(name, 0) + 1
-                if step % recipe.log_every == 0 or last:
-                    self.trainer.check()  # waits for the device, so that its work is timed
-                    record = self._log((step - done) * self.batch_size / (time.perf_counter() - began))
-                    began, done = time.perf_counter(), step
-                sample_now, save_now = step % recipe.sample_every == 0 or last, step % recipe.save_every == 0 or last
-                if sample_now or save_now:
-                    paused = time.perf_counter()
-                    generator = self.ema_generator()
-                    if sample_now:
-                        self.sample(generator)
-                    if save_now:
-                        self.save(generator)
-                    began += time.perf_counter() - paused
-                yield record
-                if self.trainer.collapse and recipe.on_collapse == "stop" and not last:
+                yield self._report()
+                if self.trainer.collapse and recipe.on_collapse == "stop" and self.trainer.steps < self.steps:
                     self.save()
-                    raise CollapseError(f"stopped and saved at step {step}: {self.trainer.collapse}")
+                    raise CollapseError(f"stopped and saved at step {self.trainer.steps}: {self.trainer.collapse}")
         except FloatingPointError as error:
             states = checkpoint.list_states(self.folder / "state")
             good = f"the last good state is {states[-1]}" if states else "no state had been saved"
             raise FloatingPointError(f"{error}; {good}") from error
+
+    def _report(self) -> dict[str, Any] | None:
+        """Evaluate, log, sample and save if it is time to; return what was logged, if anything."""
+        recipe, step, record = self.recipe, self.trainer.steps, None
+        last = step == self.steps
+        evaluate_now = self._is_due(recipe.eval_every) or (last and step > (recipe.eval_every or step))
+        log_now = self._is_due(recipe.log_every) or last or evaluate_now
+        sample_now = self._is_due(recipe.sample_every) or last
+        save_now = self._is_due(recipe.save_every) or last
+        if log_now:
+            self.trainer.check()  # waits for the device, so that its work is timed
+        paused = time.perf_counter()
+        generator = self.ema_generator() if evaluate_now or sample_now or save_now else None
+        if evaluate_now:
+            self._figures[step] = self.evaluate(generator)
+            save_now = save_now or self.best_step == step
+        if log_now:
+            record = self._log((step - self._logged) * self.batch_size / (paused - self._began))
+            self._began, self._logged = paused, step
+        if sample_now:
+            self.sample(generator)
+        if save_now:
+            self.save(generator)
+        self._began += time.perf_counter() - paused
+        return record
 
     def save(self, generator: Generator | None = None) -> Path:
         """Write a checkpoint, the networks and the animation of the samples; return the checkpoint's path.
@@ -220,8 +244,11 @@ class Run:
         # The networks go first: where there is a state, there are networks for `resume` to load it into.
         (generator or self.ema_generator()).save_pretrained(self.folder)
         self.trainer.discriminator.save_pretrained(self.folder)
-        path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=self.recipe.keep)
+        keep = self.recipe.keep
+        path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=keep, spare=self.best_step)
         self._write("README.md", self._card())
+        if records := _read_records(self.folder):
+            images.save_curves(self.folder / "curves.png", records)
         if frames := self._frames():
             stride = -(-len(frames) // 100)  # at most 100 frames
             images.save_gif(self.folder / "samples.gif", frames[::-1][::stride][::-1])
@@ -233,33 +260,74 @@ class Run:
         path = self.folder / "samples" / f"step-{self.trainer.steps:06d}.png"
         path.parent.mkdir(exist_ok=True)
         images.save_png(path, images.grid(samples))
+        for logger in self._loggers:
+            logger.picture(self.trainer.steps, path)
         return path
+
+    def evaluate(self, generator: Generator | None = None) -> float:
+        """Return the figure of quality: how far generated images are from real ones; lower is better.
+
+        It is the Fréchet distance between the `metrics.image_features` of 2,000 samples of a fixed seed and of 5,000
+        images of the dataset, or of all if there are fewer. `generator` is as in `save`.
+        """
+        if self._quality is None:
+            self._quality = Quality(self.images, self.trainer.device)
+        return self._quality.distance(generator or self.ema_generator(), seed=self.recipe.seed + 2)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the best figure of quality so far, whose state is kept; None if there is no figure."""
+        return min(self._figures, key=self._figures.__getitem__, default=None)
+
+    def summary(self) -> dict[str, str]:
+        """Describe in words how training has gone so far, from its log; each entry is a line with its label."""
+        records = _read_records(self.folder)
+        if not records:
+            return {}
+        lines = {"health": _describe_health(records)}
+        balance = [(record["d_real"], record["d_fake"]) for record in records[-5:] if "d_real" in record]
+        if balance:
+            real, fake = (fmean(values) for values in zip(*balance, strict=True))
+            lines["balance"] = f"D(x) {real:.2f}, D(G(z)) {fake:.2f} over the last {len(balance)} lines of the log"
+        if self.best_step is not None:
+            last = max(self._figures)
+            lines["quality"] = f"distance {self._figures[last]:.2f} from the images at step {last}"
+            if self.best_step != last:
+                lines["quality"] += f", and {self._figures[self.best_step]:.2f} at step {self.best_step}, the best"
+        speed = median(record["images_per_second"] for record in records)
+        lines["speed"] = f"{speed:,.0f} images/s"
+        return lines
 
     def ema_generator(self) -> Generator:
         """Return a copy of the generator as it is sampled and saved: averaged, in evaluation mode.
 
         The BatchNorm statistics of the averaged weights are estimated over 1024 seeded latents.
         """
-        if self.trainer.ema is None:
+        average = self.trainer.ema
+        if average is None:
             return copy.deepcopy(self.trainer.generator).eval()
-        generator = copy.deepcopy(self.trainer.ema)
-        config = generator.config
-        z = seeded_latents(1024, config["latent_dim"], seed=self.recipe.seed + 1, distribution=config["latent"])
-        ema.estimate_batchnorm_statistics(generator, z.to(self.trainer.device).chunk(8))
-        return generator
+        return estimate_statistics(copy.deepcopy(average), self.recipe.seed)
 
     def close(self) -> None:
-        """Release the folder to other processes."""
-        self._lock.release()
+        """Finish what loggers report, and release the folder to other processes."""
+        try:
+            for logger in self._loggers:
+                logger.close()
+        finally:
+            self._lock.release()
 
     def _log(self, images_per_second: float) -> dict[str, Any]:
         means = {name: round(float(total) / self._counts[name], 6) for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         record: dict[str, Any] = {"step": self.trainer.steps, **means, "images_per_second": round(images_per_second, 1)}
+        if self.trainer.steps in self._figures:
+            record["fd"] = self._figures[self.trainer.steps]
         if self.trainer.collapse:
             record["collapse"] = self.trainer.collapse
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        for logger in self._loggers:
+            logger.log(self.trainer.steps, record)
         return record
 
     def _discard_after(self, step: int) -> None:
@@ -272,6 +340,9 @@ class Run:
         temporary = [path for path in self.folder.rglob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
         for leftover in (*late, *temporary):
             leftover.unlink()
+
+    def _is_due(self, every: int | None) -> bool:
+        return every is not None and self.trainer.steps % every == 0
 
     def _frames(self) -> list[Path]:
         """Return the paths of the sample grids, sorted by step."""
@@ -293,6 +364,63 @@ class Run:
             recipe=recipe.to_yaml(),
             picture="samples.gif",
         )
+
+
+def load_generator(folder: Path, step: int | Literal["best"]) -> Generator:
+    """Load the averaged generator of a run as it was at a step whose state is kept, in evaluation mode, on the CPU.
+
+    Args:
+        folder: The folder of a run.
+        step: Number of the step, or "best" for the one with the best figure of quality.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run, or no state of that step.
+    """
+    states = {int(path.stem.removeprefix("step-")): path for path in checkpoint.list_states(folder / "state")}
+    if not states:
+        raise FileNotFoundError(f"{folder} is not the folder of a run: it has no state/step-….pt")
+    figures = _read_figures(folder)
+    if step == "best" and not figures:
+        raise FileNotFoundError(f"{folder} has no figure of quality to choose by: pass one of {_words(states)}")
+    chosen = min(figures, key=figures.__getitem__) if step == "best" else step
+    if chosen not in states:
+        raise FileNotFoundError(f"{folder} has no state of step {chosen}: it keeps those of {_words(states)}")
+    generator = Generator.from_pretrained(folder)
+    state = checkpoint.load(states[chosen])["trainer"]
+    generator.load_state_dict(state["ema" if "ema" in state else "generator"])
+    recipe = Recipe.from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    return estimate_statistics(generator, recipe.seed) if "ema" in state else generator
+
+
+def estimate_statistics(average: Generator, seed: int) -> Generator:
+    """Estimate the BatchNorm statistics of averaged weights over 1024 seeded latents, in place."""
+    config, device = average.config, next(average.parameters()).device
+    z = seeded_latents(1024, config["latent_dim"], seed=seed + 1, distribution=config["latent"])
+    ema.estimate_batchnorm_statistics(average, z.to(device).chunk(8))
+    return average
+
+
+def _read_records(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def _read_figures(folder: Path) -> dict[int, float]:
+    return {record["step"]: record["fd"] for record in _read_records(folder) if "fd" in record}
+
+
+def _describe_health(records: list[dict[str, Any]]) -> str:
+    collapsed = [record["step"] for record in records if "collapse" in record]
+    if not collapsed:
+        return "no sign of collapse"
+    if "collapse" in records[-1]:
+        return f"collapsed: {records[-1]['collapse']}"
+    return f"collapsed for a time, last at step {collapsed[-1]}, and recovered"
+
+
+def _words(steps: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(steps)))
 
 
 def _expect_empty(folder: Path | None) -> None:

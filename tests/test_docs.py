@@ -46,7 +46,8 @@ def test_commands_on_the_pages_parse(command, tmp_path, monkeypatch):
     for folder in re.findall(r"--resume (\S+)", command):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "recipe.yaml").write_text(Recipe().resolve().to_yaml())
-    for file in re.findall(r"--config (\S+)", command):
+    for file in re.findall(r"--(?:config|recipe) (\S+\.yaml)", command):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("data: mnist\n")
     tokens = shlex.split(command, comments=True)
     if not {"--help", "--version"} & set(tokens):

@@ -20,7 +20,7 @@ MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in S
 
 # Each module may import those above it.
 ORDER = """
-    _allocator _choices _compat _devices _files _modules _precision _random
+    _allocator _choices _compat _devices _files _loggers _modules _precision _random
     latents losses augment images metrics ema _distributed _cuda_graphs _optim _checks _monitor
     architectures _config checkpoint recipe
     data._sources data._decoding data._images data._packing data._batches data._datasets data
@@ -72,7 +72,10 @@ def loaded_after(statement):
     return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
 
 
-HEAVY = {"torchvision", "PIL", "huggingface_hub", "safetensors", "sklearn", "lmdb", "cyclopts", "torch._dynamo"}
+HEAVY = {
+    *("torchvision", "PIL", "huggingface_hub", "safetensors", "sklearn", "lmdb", "cyclopts", "torch._dynamo"),
+    *("matplotlib", "tensorboard", "wandb"),
+}
 
 
 def test_imports_are_light():

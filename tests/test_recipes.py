@@ -47,7 +47,7 @@ _PYTORCH = _ALL | {
 }
 _AUTHORS = _ALL | {"weight_decay": 0.00001, "schedule": "alternate"}
 FIGURES = {
-    "tutorial": _PYTORCH | {"architecture": "tutorial", "base_channels": 64, "d_base_channels": 64},
+    "tutorial": _PYTORCH | {"architecture": "tutorial", "base_channels": 64, "d_base_channels": 64, "epochs": 5},
     "biased": _PYTORCH | {"architecture": "biased", "base_channels": 128, "d_base_channels": 128},
     "linear5": _PYTORCH | {"architecture": "linear5", "base_channels": 128, "d_base_channels": 128},
     "paper-faces": _AUTHORS

@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.optim.swa_utils import update_bn
 
-from dcgan import Discriminator, Generator, checkpoint, cli
+from dcgan import Discriminator, Generator, checkpoint, cli, data
 from dcgan.latents import seeded_latents
 from dcgan.recipe import Recipe
-from dcgan.run import RESUMABLE, Run
+from dcgan.run import RESUMABLE, Run, load_generator
 
 TINY = Recipe(
     base_channels=4,
@@ -132,6 +132,7 @@ def test_a_run_writes_the_documented_files(unbroken):
             ".lock",
             "README.md",
             "config.json",
+            "curves.png",
             "discriminator/config.json",
             "discriminator/model.safetensors",
             "metrics.jsonl",
@@ -228,6 +229,83 @@ def test_as_many_states_stay_as_are_kept(tmp_path, keep):
     ]
 
 
+FIGURES = {4: 9.5, 8: 3.25, 12: 7.0, 16: 3.26, 19: 8.0}
+
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch):
+    """A finished run whose figures of quality are `FIGURES`."""
+    monkeypatch.setattr(Run, "evaluate", lambda run, generator: FIGURES[run.trainer.steps])
+    return start_and_stop(TINY.replace(eval_every=4, keep=1), tmp_path / "evaluated")
+
+
+def test_figures_of_quality_are_logged_and_the_best_state_stays_beside_the_last(evaluated):
+    assert {record["step"]: record["fd"] for record in records(evaluated) if "fd" in record} == FIGURES
+    assert [path.stem for path in checkpoint.list_states(evaluated / "state")] == ["step-000008", "step-000019"]
+
+
+def test_a_kept_generator_is_the_published_one_of_its_step(evaluated, tmp_path):
+    stopped = start_and_stop(TINY, tmp_path / "stopped", stop=8)
+    published, last = Generator.from_pretrained(stopped).state_dict(), Generator.from_pretrained(evaluated).state_dict()
+    for step, expected in ((8, published), ("best", published), (19, last)):
+        loaded = load_generator(evaluated, step)
+        assert not loaded.training
+        for name, tensor in loaded.state_dict().items():  # the statistics are estimated anew, in another memory format
+            torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6 if "running" in name else 0)
+
+
+def test_without_an_average_a_kept_generator_is_the_raw_one(tmp_path):
+    folder = start_and_stop(TINY.replace(ema_decay=None, steps=5), tmp_path / "run")
+    expected = load_file(folder / "model.safetensors")
+    for name, tensor in load_generator(folder, 5).state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (9, r"has no state of step 9: it keeps those of 14, 19$"),
+        ("best", r"has no figure of quality to choose by: pass one of 14, 19$"),
+    ],
+)
+def test_a_step_that_is_not_kept_is_refused_with_those_that_are(unbroken, step, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        load_generator(unbroken, step)
+    with pytest.raises(FileNotFoundError, match="is not the folder of a run: it has no state"):
+        load_generator(unbroken / "discriminator", step)
+
+
+def test_a_generator_that_has_seen_the_digits_is_nearer_to_them(tmp_path):
+    run = Run.start(TINY.replace(image_size=32, base_channels=8, batch_size=64, lr=1e-3), tmp_path / "run")
+    before = run.evaluate()
+    assert run.evaluate() == before
+    batches = data.Batches(run.images, 64, seed=0)
+    run.trainer.fit(batches, 60)
+    after = run.evaluate()
+    run.close()
+    assert after < 0.7 * before
+
+
+def test_the_end_is_summarised_in_words(evaluated, unbroken):
+    run = Run.resume(evaluated)
+    run.close()
+    assert run.summary() == {
+        "health": "no sign of collapse",
+        "balance": run.summary()["balance"],
+        "quality": "distance 8.00 from the images at step 19, and 3.25 at step 8, the best",
+        "speed": run.summary()["speed"],
+    }
+    last = records(evaluated)[-5:]
+    means = [sum(record[name] for record in last) / 5 for name in ("d_real", "d_fake")]
+    assert run.summary()["balance"] == f"D(x) {means[0]:.2f}, D(G(z)) {means[1]:.2f} over the last 5 lines of the log"
+    with (evaluated / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 19, "images_per_second": 1.0, "collapse": "all are alike"}\n')
+    assert run.summary()["health"] == "collapsed: all are alike"
+    with (evaluated / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "images_per_second": 1.0}\n')
+    assert run.summary()["health"] == "collapsed for a time, last at step 19, and recovered"
+
+
 def test_a_run_does_not_depend_on_what_ran_before(unbroken, tmp_path):
     torch.randn(5)
     assert computed(start_and_stop(TINY, tmp_path / "again")) == computed(unbroken)
@@ -239,6 +317,7 @@ RECIPES = {
     "d-steps": {"d_steps": 3, "loss": "hinge"},
     "alternate": {"schedule": "alternate", "d_steps": 2, "label_smoothing": 0.1},
     "penalties": {"loss": "wasserstein", "gradient_penalty": 10.0, "r1": 1.0, "d_norm": "layer", "beta1": 0.0},
+    "evaluated": {"eval_every": 5, "save_every": 7, "log_every": 3},
     "streamed": {"cache": False, "workers": 2, "ema_decay": None, "flip": True},
     "other": {"data": "fake", "channels": 3, "image_size": (16, 24), "latent": "uniform", "epochs": 4, "steps": None},
 }

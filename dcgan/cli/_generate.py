@@ -1,7 +1,7 @@
 """`dcgan generate`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -18,6 +18,7 @@ def generate(
     out: Path = Path("samples"),
     seed: Annotated[int, NATURAL] = 0,
     start: Annotated[int, NATURAL] = 0,
+    step: int | Literal["best"] | None = None,
     grid: Annotated[bool, FLAG] = False,
     force: Annotated[bool, FLAG] = False,
     batch_size: Annotated[int | None, COUNT] = None,
@@ -32,6 +33,7 @@ def generate(
         out: Folder to write 000000.png and so on to; or a .zip of these files, or a .npz of all images in one array.
         seed: Seed of the latents.
         start: Index of the first image.
+        step: Of a run, take the generator as it was at this step, or at the best one, instead of the last.
         grid: Write all images as a single picture, grid.png.
         force: Overwrite existing files.
         batch_size: Number of images computed at once; by default as many as make a million pixels, at most 256.
@@ -54,7 +56,12 @@ def generate(
         if existing and not force:
             more = f" (and {len(existing) - 1} more of these files)" if existing[1:] else ""
             raise UsageError(f"{existing[0]} exists{more}: --force overwrites existing files")
-        generator = Generator.from_pretrained(model, device=select_device(device))
+        if step is None:
+            generator = Generator.from_pretrained(model, device=select_device(device))
+        else:
+            from dcgan.run import load_generator
+
+            generator = load_generator(Path(model), step).to(select_device(device))
         batch_size = batch_size or default_batch_size(generator)
         options: dict[str, Any] = {"seed": seed, "start": start, "batch_size": batch_size, "dtype": DTYPES[precision]}
     with exit_on_error(running=True):

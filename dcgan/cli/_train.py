@@ -55,7 +55,7 @@ def train(
     keep_memory()
     if dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            _train_to_the_end(_open_run(options.replace(steps=1, epochs=None), Path(folder), None))
+            _train_to_the_end(_open_run(options.replace(steps=1, epochs=None, log=()), Path(folder), None))
         say("dry run: trained, sampled and saved one step; nothing was kept")
         return 0
     began = time.perf_counter()
@@ -72,7 +72,9 @@ def train(
         return 128 + stopped_by
     minutes, seconds = divmod(round(time.perf_counter() - began), 60)
     say(f"\ntrained {run.trainer.steps} steps in {minutes}:{seconds:02d}")
-    say(f"  pictures   {run.folder}/samples.gif, {run.folder}/samples/")
+    for label, line in run.summary().items():
+        say(f"  {label:<10} {line}")
+    say(f"  pictures   {run.folder}/samples.gif, {run.folder}/samples/, {run.folder}/curves.png")
     say(f"  networks   {run.folder}/  (Generator.from_pretrained({str(run.folder)!r}))")
     say("next:")
     say(f"  dcgan generate {folder} -n 64 --out samples")

@@ -1,0 +1,102 @@
+"""Figures of quality: how far generated images are from real ones.
+
+N and M images, F features, K channels, H×W image size.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dcgan.images import from_uint8
+
+_SIDE = 32  # of the images that the classifier has seen
+_WIDTHS = (32, 32, 64, 64, 128, 128)
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Return the Fréchet distance between two sets of features, taken as normal distributions (Heusel et al., 2017).
+
+    For means m, n and covariances A, B it is |m - n|² + tr(A + B - 2(AB)^½), and 0 only if these are the same. Few
+    images overestimate it, so compare figures of one count only.
+
+    Args:
+        a: Features `(N, F)`.
+        b: Features `(M, F)`.
+
+    Raises:
+        ValueError: If the shapes do not fit, or a set has fewer than two features, or one that is not finite.
+    """
+    for name, features in (("a", a), ("b", b)):
+        if features.dim() != 2 or len(features) < 2 or features.shape[1] != a.shape[1]:
+            raise ValueError(
+                f"a and b must be (N, F) and (M, F) with N and M at least 2, got {tuple(a.shape)} and {tuple(b.shape)}"
+            )
+        if not features.isfinite().all():
+            raise ValueError(f"{name} has features that are not finite")
+    a, b = a.double().cpu(), b.double().cpu()
+    covariance_a, covariance_b = (x.T.cov().reshape(x.shape[1], x.shape[1]) for x in (a, b))
+    # The trace of (AB)^½ is that of (A^½ B A^½)^½, the root of a symmetric matrix, which is real.
+    values, vectors = torch.linalg.eigh(covariance_a)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp(min=0).sqrt().sum()
+    means = (a.mean(0) - b.mean(0)).square().sum()
+    return max(0.0, float(means + covariance_a.trace() + covariance_b.trace() - 2 * cross))
+
+
+@torch.no_grad()
+def image_features(images: Tensor, *, batch_size: int = 256) -> Tensor:
+    """Return what a small classifier sees in images: the 128 features before its last layer.
+
+    The classifier comes with the package. It was trained on real images alone, to tell the ten digits of MNIST and the
+    ten classes of CIFAR-10 apart (`examples/image_classifier.py`). It is no Inception network: a Fréchet distance
+    between its features compares runs with each other, and not with a published FID.
+
+    Args:
+        images: `(N, K, H, W)`, uint8, or floating-point in [-1, 1]; one channel is grey, a fourth one is left out. They
+            are scaled to 32×32, each pixel the mean of those it covers.
+        batch_size: Number of images at once.
+
+    Returns:
+        `(N, 128)` in float32, on the device of the images.
+
+    Raises:
+        ValueError: If the shape is another one.
+    """
+    if images.dim() != 4 or images.shape[1] not in (1, 3, 4):
+        raise ValueError(f"images must have shape (N, K, H, W) with K 1, 3 or 4, got {tuple(images.shape)}")
+    body = _load_classifier(images.device)[:-1]
+    return torch.cat([body(_as_seen(batch)) for batch in torch.split(images, batch_size)])
+
+
+def build_classifier() -> nn.Sequential:
+    """Build the classifier with fresh weights: images `(N, 3, 32, 32)` in [-1, 1] to 20 logits."""
+    layers: list[nn.Module] = []
+    for index, (before, width) in enumerate(zip((3, *_WIDTHS), _WIDTHS, strict=False)):
+        conv = nn.Conv2d(before, width, 3, stride=1 + index % 2, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(_WIDTHS[-1], 20))
+
+
+@cache
+def _load_classifier(device: torch.device) -> nn.Sequential:
+    from safetensors.torch import load_file
+
+    with torch.device("cpu"):
+        network = build_classifier()
+    weights = load_file(Path(__file__).with_name("classifier.safetensors"))
+    network.load_state_dict(
+        {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    )
+    network.to(device)
+    return network.to(memory_format=torch.channels_last).eval()
+
+
+def _as_seen(images: Tensor) -> Tensor:
+    images = from_uint8(images) if images.dtype == torch.uint8 else images.float()
+    images = images[:, :3].expand(-1, 3, -1, -1)
+    if images.shape[2:] != (_SIDE, _SIDE):
+        images = functional.interpolate(images, (_SIDE, _SIDE), mode="area")
+    return images.contiguous(memory_format=torch.channels_last)

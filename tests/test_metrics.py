@@ -1,0 +1,83 @@
+"""The figure of quality: distances against closed forms, and what the classifier's features tell apart."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+
+from dcgan.data import load
+from dcgan.metrics import frechet_distance, image_features
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images = load("digits", image_size=32, channels=1)
+    return images.batch(np.random.default_rng(0).permutation(len(images))[:800])
+
+
+def correlated(count, seed, shift=0.0, scale=1.0, dims=12):
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(99).normal(size=(dims, dims))
+    return torch.from_numpy(rng.normal(size=(count, dims)) @ mixing * scale + shift)
+
+
+def test_the_distance_is_that_of_its_definition():
+    a, b = correlated(300, 1), correlated(200, 2, shift=0.5, scale=1.7)
+    m, n, cov_a, cov_b = a.numpy().mean(0), b.numpy().mean(0), np.cov(a.numpy().T), np.cov(b.numpy().T)
+    expected = np.sum((m - n) ** 2) + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_shift_counts_by_its_square_and_a_scale_by_its_standard_deviations():
+    a = correlated(500, 1)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, a + 2) == pytest.approx(12 * 4, rel=1e-9)
+    assert frechet_distance(a - a.mean(0), 3 * (a - a.mean(0))) == pytest.approx(4 * a.var(0).sum().item(), rel=1e-9)
+
+
+def test_fewer_images_than_features_give_a_finite_distance():
+    a, b = torch.randn(5, 64), torch.randn(9, 64)
+    assert frechet_distance(a, b) > 0
+    assert frechet_distance(torch.ones(3, 64), torch.ones(2, 64)) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (torch.zeros(1, 3), torch.zeros(4, 3), r"at least 2, got \(1, 3\) and \(4, 3\)"),
+        (torch.zeros(4, 3), torch.zeros(4, 2), r"got \(4, 3\) and \(4, 2\)"),
+        (torch.zeros(4), torch.zeros(4), r"got \(4,\)"),
+        (torch.zeros(4, 3), torch.full((4, 3), torch.nan), "b has features that are not finite"),
+    ],
+)
+def test_what_is_no_pair_of_sets_is_refused(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        frechet_distance(a, b)
+
+
+def test_noise_a_single_image_and_inverted_images_are_far_from_digits_and_other_digits_are_near(digits):
+    real, others = image_features(digits[:400]), image_features(digits[400:])
+    near = frechet_distance(real, others)
+    noise = torch.randint(0, 256, (400, 1, 32, 32), dtype=torch.uint8)
+    for fake in (noise, digits[:1].expand(400, -1, -1, -1), digits[:4].repeat(100, 1, 1, 1), 255 - digits[400:]):
+        assert frechet_distance(real, image_features(fake)) > 10 * near
+
+
+def test_features_depend_on_the_picture_alone(digits):
+    features = image_features(digits[:9])
+    assert features.shape == (9, 128)
+    assert features.dtype == torch.float32
+    colour = digits[:9].expand(-1, 3, -1, -1)
+    torch.testing.assert_close(image_features(colour), features)
+    torch.testing.assert_close(image_features(torch.cat([colour, digits[:9]], 1)), features)
+    torch.testing.assert_close(image_features(digits[:9].float() / 127.5 - 1), features)
+    torch.testing.assert_close(image_features(digits[:9], batch_size=2), features, rtol=1e-4, atol=1e-4)
+    large = digits[:9].repeat_interleave(2, 2).repeat_interleave(3, 3)
+    torch.testing.assert_close(image_features(large), features, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 32, 32), (3, 32, 32)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match="K 1, 3 or 4, got"):
+        image_features(torch.zeros(shape))
