@@ -11,6 +11,7 @@ The folder has the layout of a Hub repository, so that everything that loads net
 
 import copy
 import json
+import logging
 import re
 import shutil
 import time
@@ -39,6 +40,11 @@ RESUMABLE = {
     *("steps", "epochs", "log_every", "sample_every", "save_every", "eval_every", "keep", "log", "on_collapse"),
     *("root", "cache", "cache_dir", "workers", "device", "compile"),
 }
+
+# A collapse late in a run shows in the figures of quality alone: the last ones are this many times the best.
+_DECLINE, _STEPS_OF_DECLINE = 3, 2
+
+logger = logging.getLogger(__name__)
 
 
 class CollapseError(RuntimeError):
@@ -69,6 +75,7 @@ class Run:
         self._began, self._logged = time.perf_counter(), trainer.steps  # when the last record was logged, and its step
         self._figures: dict[int, float] = {}  # the figure of quality at each step that has one
         self._quality: Quality | None = None
+        self._declined = False
         self._loggers: list[Logger] = []
         self._lock = FileLock(folder / ".lock", timeout=0)
         try:
@@ -192,9 +199,9 @@ class Run:
                     self._sums[name] = self._sums.get(name, 0) + value
                     self._counts[name] = self._counts.get(name, 0) + 1
                 yield self._report()
-                if self.trainer.collapse and recipe.on_collapse == "stop" and self.trainer.steps < self.steps:
+                if self.collapse and recipe.on_collapse == "stop" and self.trainer.steps < self.steps:
                     self.save()
-                    raise CollapseError(f"stopped and saved at step {self.trainer.steps}: {self.trainer.collapse}")
+                    raise CollapseError(f"stopped and saved at step {self.trainer.steps}: {self.collapse}")
         except FloatingPointError as error:
             states = checkpoint.list_states(self.folder / "state")
             good = f"the last good state is {states[-1]}" if states else "no state had been saved"
@@ -214,6 +221,7 @@ class Run:
         generator = self.ema_generator() if evaluate_now or sample_now or save_now else None
         if evaluate_now:
             self._figures[step] = self.evaluate(generator)
+            self._warn_about_decline()
             save_now = save_now or self.best_step == step
         if log_now:
             record = self._log((step - self._logged) * self.batch_size / (paused - self._began))
@@ -279,6 +287,28 @@ class Run:
         """The step with the best figure of quality so far, whose state is kept; None if there is no figure."""
         return min(self._figures, key=self._figures.__getitem__, default=None)
 
+    @property
+    def collapse(self) -> str | None:
+        """How training has collapsed: as the trainer found it, or from its figures of quality; None if it has not."""
+        return self.trainer.collapse or self._find_decline()
+
+    def _find_decline(self) -> str | None:
+        best, steps = self.best_step, sorted(self._figures)[-_STEPS_OF_DECLINE:]
+        if best is None or not all(self._figures[step] > _DECLINE * self._figures[best] for step in steps):
+            return None
+        return (
+            f"the distance from the images was {self._figures[best]:g} at step {best}, and has been more than "
+            f"{_DECLINE} times that since step {steps[0]}"
+        )
+
+    def _warn_about_decline(self) -> None:
+        decline = self._find_decline()
+        if decline and not self._declined:
+            logger.warning(
+                "step %d: training has collapsed: %s. The state of the best step is kept", self.trainer.steps, decline
+            )
+        self._declined = decline is not None
+
     def summary(self) -> dict[str, str]:
         """Describe in words how training has gone so far, from its log; each entry is a line with its label."""
         records = _read_records(self.folder)
@@ -322,8 +352,8 @@ class Run:
         record: dict[str, Any] = {"step": self.trainer.steps, **means, "images_per_second": round(images_per_second, 1)}
         if self.trainer.steps in self._figures:
             record["fd"] = self._figures[self.trainer.steps]
-        if self.trainer.collapse:
-            record["collapse"] = self.trainer.collapse
+        if self.collapse:
+            record["collapse"] = self.collapse
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for logger in self._loggers:

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import update_bn
 from dcgan import Discriminator, Generator, checkpoint, cli, data
 from dcgan.latents import seeded_latents
 from dcgan.recipe import Recipe
-from dcgan.run import RESUMABLE, Run, load_generator
+from dcgan.run import RESUMABLE, CollapseError, Run, load_generator
 
 TINY = Recipe(
     base_channels=4,
@@ -284,6 +284,24 @@ def test_a_generator_that_has_seen_the_digits_is_nearer_to_them(tmp_path):
     after = run.evaluate()
     run.close()
     assert after < 0.7 * before
+
+
+DECLINE = {4: 9.0, 8: 1.0, 12: 3.5, 16: 3.25, 19: 2.0}
+DECLINED = "the distance from the images was 1 at step 8, and has been more than 3 times that since step 12"
+
+
+def test_a_late_collapse_shows_in_the_figures(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Run, "evaluate", lambda run, generator: DECLINE[run.trainer.steps])
+    folder = start_and_stop(TINY.replace(eval_every=4), tmp_path / "run")
+    collapsed = {record["step"]: record["collapse"] for record in records(folder) if "collapse" in record}
+    assert collapsed == {16: DECLINED}  # one bad figure, at step 12, is none; at step 19 it is over
+    assert [record.getMessage() for record in caplog.records] == [
+        f"step 16: training has collapsed: {DECLINED}. The state of the best step is kept"
+    ]
+    stopped = tmp_path / "stopped"
+    with pytest.raises(CollapseError, match=f"stopped and saved at step 16: {DECLINED}"):
+        start_and_stop(TINY.replace(eval_every=4, keep=1, on_collapse="stop"), stopped)
+    assert [path.stem for path in checkpoint.list_states(stopped / "state")] == ["step-000008", "step-000016"]
 
 
 def test_the_end_is_summarised_in_words(evaluated, unbroken):
