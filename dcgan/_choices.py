@@ -8,7 +8,7 @@ of the functions behind them.
 from typing import Literal
 
 ArchitectureName = Literal["tutorial", "biased", "linear5", "paper", "svhn", "imagenet32"]
-AugmentationName = Literal["color", "translation", "cutout"]
+AugmentationName = Literal["color", "translation", "shift", "cutout"]
 Channels = Literal[1, 3, 4]
 CompileMode = Literal["auto", "off", "graph", "full"]
 ConvsPerStage = Literal[1, 2]

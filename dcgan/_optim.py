@@ -1,6 +1,6 @@
 """Updates, settings and states of optimisers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,6 +81,37 @@ def hyperparameters(optimizer: Optimizer) -> Iterator[tuple[str, str]]:
         for name, value in group.items():
             if name != "params" and not isinstance(value, Tensor):
                 yield name + where, repr(float(value) if type(value) is int else value)  # 0 is as good as 0.0
+
+
+class RateDecay:
+    """Lets learning rates fall in a straight line, to zero at the end of a run.
+
+    Args:
+        optimizers: Whose rates these are, as they are now.
+        share: Share of the run, at its end, in which they fall; 0 leaves them alone.
+        steps: Number of steps of the run.
+    """
+
+    def __init__(self, optimizers: Iterable[Optimizer], share: float, steps: int):
+        self._optimizers, self._share, self._steps = list(optimizers), share, steps
+        self._rates = [float(group["lr"]) for group in self._groups()]
+
+    def set(self, step: int) -> None:
+        """Set the rates for step number `step`, counted from 0."""
+        if not self._share:
+            return
+        factor = max(0.0, min(1.0, (self._steps - step) / (self._share * self._steps)))
+        for group, rate in zip(self._groups(), self._rates, strict=True):
+            if group.get("capturable"):  # a captured step reads its rate from the device
+                device = group["params"][0].device
+                lr = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+                group["lr"] = lr.fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
+
+    def _groups(self) -> list[dict[str, Any]]:
+        # Asked for each time: a state that is loaded replaces them.
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
 
 
 def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:

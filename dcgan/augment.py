@@ -29,17 +29,13 @@ def color(images: Tensor, rng: torch.Generator) -> Tensor:
 
 def translation(images: Tensor, rng: torch.Generator) -> Tensor:
     """Move by up to an eighth of each side, filling with zeros."""
-    height, width = images.shape[2:]
-    reach_y, reach_x = round(height / 8), round(width / 8)
-    shift_y = _integers(images, rng, -reach_y, reach_y)
-    shift_x = _integers(images, rng, -reach_x, reach_x)
     # One pixel of zeros all round: every index that falls outside is clamped into it.
-    padded = pad(images, (1, 1, 1, 1))
-    rows = (_positions(images, height) + shift_y + 1).clamp(0, height + 1)  # (N, H)
-    columns = (_positions(images, width) + shift_x + 1).clamp(0, width + 1)  # (N, W)
-    batch = torch.arange(len(images), device=images.device)[:, None, None]
-    moved = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]  # (N, H, W, K)
-    return moved.permute(0, 3, 1, 2)
+    return _move(pad(images, (1, 1, 1, 1)), images.shape[2:], rng)
+
+
+def shift(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Move by up to an eighth of each side, repeating the pixels at the edge."""
+    return _move(images, images.shape[2:], rng)
 
 
 def cutout(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -54,7 +50,12 @@ def cutout(images: Tensor, rng: torch.Generator) -> Tensor:
     return images * ~inside
 
 
-AUGMENTATIONS: dict[AugmentationName, Augmentation] = {"color": color, "translation": translation, "cutout": cutout}
+AUGMENTATIONS: dict[AugmentationName, Augmentation] = {
+    "color": color,
+    "translation": translation,
+    "shift": shift,
+    "cutout": cutout,
+}
 """Every augmentation by name, in the order in which they are applied."""
 
 
@@ -85,6 +86,19 @@ def augment(images: Tensor, augmentations: Iterable[AugmentationName | Augmentat
 
 def _uniform(images: Tensor, rng: torch.Generator, count: int) -> Tensor:
     return torch.rand(count, len(images), 1, 1, 1, generator=rng, device=images.device, dtype=images.dtype)
+
+
+def _move(images: Tensor, size: torch.Size, rng: torch.Generator) -> Tensor:
+    """Cut a window of `size` out of each image, up to an eighth of it from the centre; edges are repeated outside."""
+    height, width = size
+    (tall, wide), reach_y, reach_x = images.shape[2:], round(height / 8), round(width / 8)
+    shift_y = _integers(images, rng, -reach_y, reach_y)
+    shift_x = _integers(images, rng, -reach_x, reach_x)
+    rows = (_positions(images, height) + shift_y + (tall - height) // 2).clamp(0, tall - 1)  # (N, H)
+    columns = (_positions(images, width) + shift_x + (wide - width) // 2).clamp(0, wide - 1)  # (N, W)
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    moved = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]  # (N, H, W, K)
+    return moved.permute(0, 3, 1, 2)
 
 
 def _integers(images: Tensor, rng: torch.Generator, low: int, high: int) -> Tensor:

@@ -26,6 +26,7 @@ from torch import Tensor
 from dcgan import _build, checkpoint, data, ema, images
 from dcgan._files import atomic_write
 from dcgan._loggers import Logger, open_loggers
+from dcgan._optim import RateDecay
 from dcgan._quality import Quality
 from dcgan.generate import sample_uint8
 from dcgan.hub._card import model_card
@@ -70,6 +71,10 @@ class Run:
         self.batch_size = recipe.batch_size
         per_epoch = data.Batches(images, self.batch_size).steps_per_epoch
         self.steps = recipe.steps or (recipe.epochs or 1) * per_epoch
+        # Before a state is loaded, whose rates may have fallen already.
+        optimizers = (trainer.g_optimizer, trainer.d_optimizer)
+        self._decay = RateDecay(optimizers, recipe.lr_decay, self.steps)
+        self._decay.set(trainer.steps)
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._began, self._logged = time.perf_counter(), trainer.steps  # when the last record was logged, and its step
@@ -159,7 +164,9 @@ class Run:
             raise ValueError(
                 f"the dataset has {len(self.images)} images, but had {state['images']} when training began"
             )
+        self._decay.set(state["trainer"]["steps"])  # so that the state's rates are no news
         self.trainer.load_state_dict(state["trainer"])
+        self._decay.set(self.trainer.steps)
         if self.trainer.steps > self.steps:
             raise ValueError(
                 f"{self.folder} is already at step {self.trainer.steps}, beyond the requested {self.steps} steps"
@@ -198,6 +205,7 @@ class Run:
                 for name, value in metrics.items():
                     self._sums[name] = self._sums.get(name, 0) + value
                     self._counts[name] = self._counts.get(name, 0) + 1
+                self._decay.set(self.trainer.steps)  # for the next step, and for a state that is saved now
                 yield self._report()
                 if self.collapse and recipe.on_collapse == "stop" and self.trainer.steps < self.steps:
                     self.save()
@@ -469,9 +477,10 @@ def _extend(stored: Recipe, recipe: Recipe) -> Recipe:
     elif recipe.epochs != stored.epochs:
         recipe = recipe.replace(steps=None)
     recipe = recipe.resolve()
-    if fixed := [name for name in recipe.changes(stored) if name not in RESUMABLE]:
+    resumable = RESUMABLE - {"steps", "epochs"} if stored.lr_decay else RESUMABLE  # its rates lead to its last step
+    if fixed := [name for name in recipe.changes(stored) if name not in resumable]:
         raise ValueError(
-            f"a resumed run cannot change {', '.join(fixed)}; it can change {', '.join(sorted(RESUMABLE))}"
+            f"a resumed run cannot change {', '.join(fixed)}; it can change {', '.join(sorted(resumable))}"
         )
     return recipe
 

@@ -30,10 +30,11 @@ def test_a_seed_decides_and_every_image_has_its_own_change(name):
     assert len({image.numpy().tobytes() for image in changed}) > 1
 
 
-def test_translation_moves_by_up_to_an_eighth_and_fills_with_zeros():
+@pytest.mark.parametrize("name", ["translation", "shift"])
+def test_images_move_by_up_to_an_eighth_and_zeros_or_their_edges_follow(name):
     images = torch.arange(1, 1 + 16 * 24, dtype=torch.float32).reshape(1, 1, 16, 24).expand(500, -1, -1, -1)
     moves = set()
-    for image in augment(images, ["translation"], rng())[:, 0]:
+    for image in augment(images, [name], rng())[:, 0]:
         found = image[8, 12].item() - 1
         y, x = int(found // 24) - 8, int(found % 24) - 12
         moves.add((y, x))
@@ -42,7 +43,7 @@ def test_translation_moves_by_up_to_an_eighth_and_fills_with_zeros():
         inside = ((rows + y >= 0) & (rows + y < 16))[:, None] & ((columns + x >= 0) & (columns + x < 24))[None]
         shifted = images[0, 0][(rows + y).clamp(0, 15)][:, (columns + x).clamp(0, 23)]
         expected[inside] = shifted[inside]
-        assert torch.equal(image, expected)
+        assert torch.equal(image, expected if name == "translation" else shifted)
     assert {y for y, _ in moves} == set(range(-2, 3))
     assert {x for _, x in moves} == set(range(-3, 4))
 
@@ -80,6 +81,6 @@ def test_none_is_none_and_unknown_names_are_refused():
     images = torch.rand(2, 3, 8, 8)
     assert augment(images, [], rng()) is images
     with pytest.raises(
-        ValueError, match="augmentations must be among color, translation, cutout, or functions, got 'crop'"
+        ValueError, match="augmentations must be among color, translation, shift, cutout, or functions, got 'crop'"
     ):
         augment(images, ["crop"], rng())

@@ -28,9 +28,9 @@ _FLAGS = """
 --architecture --augment --base-channels --batch-size --beta1 --beta2 --bias --cache --cache-dir --channels
 --classes --compile --config --convs-per-stage --d-base-channels --d-lr --d-norm --d-steps --data --device
 --discriminator --dry-run --ema-decay --epochs --eval-every --flip --g-lr --generator --gradient-penalty --image-size
---keep --kernel-size --label-smoothing --latent --latent-dim --log --log-every --loss --lr --max-channels --no-augment
---no-bias --no-cache --no-flip --no-skip-bad --norm --on-collapse --out --precision --print-recipe --r1 --recipe
---resize --resume --root --sample-every --samples --save-every --schedule --seed --skip-bad --stages --stem --steps
+--keep --kernel-size --label-smoothing --latent --latent-dim --log --log-every --loss --lr --lr-decay --max-channels
+--no-augment --no-bias --no-cache --no-flip --no-skip-bad --norm --on-collapse --out --precision --print-recipe --r1
+--recipe --resize --resume --root --sample-every --samples --save-every --schedule --seed --skip-bad --stages --stem --steps
 --upsample --weight-decay --workers
 """
 FLAGS = set(_FLAGS.split())
@@ -207,7 +207,7 @@ MISTAKES = {
     "train --batch-size 5000": "batch_size must be at most the number of images, 1797, got 5000",
     "train --device nonsense": "device 'nonsense' is not available",
     "train --ema-decay 1": "ema_decay must be in [0, 1), got 1.0",
-    "train --augment blur": 'Invalid value "blur" for --augment. Choose from: "color", "translation", "cutout".',
+    "train --augment blur": 'Invalid value "blur" for --augment. Choose from: "color", "translation", "shift"',
     "train --d-steps 0": "d_steps must be at least 1, got 0",
     "train --epochs 2.5": "Invalid value for --epochs: expected a whole number, got '2.5'",
     "train --seed -1": "seed must be in [0, 2**63), got -1",

@@ -39,6 +39,7 @@ recipes = st.builds(
     d_norm=norms,
     steps=st.none() | count,
     lr=st.floats(1e-9, 1e3) | st.just("auto"),
+    lr_decay=st.floats(0, 1),
     r1=ratio,
     augment=st.none() | st.lists(st.sampled_from(get_args(AugmentationName)), unique=True).map(tuple),
     ema_decay=st.none() | ratio,
@@ -148,7 +149,7 @@ def test_a_recipe_imports_no_command_line_library():
 def test_the_defaults_are_the_small_digits():
     recipe = Recipe().resolve()
     assert (recipe.data, recipe.image_size, recipe.channels, recipe.batch_size) == ("digits", 32, 1, 64)
-    assert (recipe.steps, recipe.epochs, recipe.augment) == (1000, None, ("translation",))
+    assert (recipe.steps, recipe.epochs, recipe.augment) == (1000, None, ("shift",))
     assert Recipe(epochs=2).resolve().steps is None
     assert Recipe(augment=()).resolve().augment == ()
     assert Recipe(data="mnist").resolve().epochs == 25

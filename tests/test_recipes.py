@@ -26,6 +26,7 @@ _ALL = {
     "latent_dim": 100,
     "loss": "non-saturating",
     "lr": 0.0002,
+    "lr_decay": 0,
     "beta1": 0.5,
     "beta2": 0.999,
     "d_steps": 1,

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch.optim.swa_utils import update_bn
 
 from dcgan import Discriminator, Generator, checkpoint, cli, data
+from dcgan._optim import RateDecay
 from dcgan.latents import seeded_latents
 from dcgan.recipe import Recipe
 from dcgan.run import RESUMABLE, CollapseError, Run, load_generator
@@ -336,6 +337,7 @@ RECIPES = {
     "alternate": {"schedule": "alternate", "d_steps": 2, "label_smoothing": 0.1},
     "penalties": {"loss": "wasserstein", "gradient_penalty": 10.0, "r1": 1.0, "d_norm": "layer", "beta1": 0.0},
     "evaluated": {"eval_every": 5, "save_every": 7, "log_every": 3},
+    "decayed": {"lr_decay": 0.75, "lr": 1e-3},
     "streamed": {"cache": False, "workers": 2, "ema_decay": None, "flip": True},
     "other": {"data": "fake", "channels": 3, "image_size": (16, 24), "latent": "uniform", "epochs": 4, "steps": None},
 }
@@ -354,6 +356,41 @@ def test_a_run_resumed_by_another_process_equals_an_unbroken_one(tmp_path, name)
     broken = start_and_stop(recipe, tmp_path / "broken", stop=11)  # in the middle of an epoch and of a record
     assert command(tmp_path / "log", "train", "--resume", broken) == 0, (tmp_path / "log").read_text()
     assert computed(broken) == computed(whole)
+
+
+def test_rates_fall_to_zero_at_the_end_of_a_run(tmp_path, caplog):
+    recipe = TINY.replace(steps=8, lr_decay=0.5, lr=0.01, d_lr=0.02, save_every=1, keep=9)
+    folder = start_and_stop(recipe, tmp_path / "run", stop=6)
+    run = Run.resume(folder)
+    assert not caplog.records  # a rate that has fallen is no surprise
+    with pytest.raises(ValueError, match="a resumed run cannot change steps; it can change cache"):
+        Run.resume(folder, run.recipe.replace(steps=9))
+    list(run.train())
+    run.close()
+    rates = [0.01] * 5 + [0.0075, 0.005, 0.0025, 0.0]  # of the step after each state
+    for path, rate in zip(checkpoint.list_states(folder / "state"), rates, strict=True):
+        state = checkpoint.load(path)["trainer"]
+        assert state["g_optimizer"]["param_groups"][0]["lr"] == pytest.approx(rate), path
+        assert state["d_optimizer"]["param_groups"][0]["lr"] == pytest.approx(2 * rate), path
+    constant = start_and_stop(recipe.replace(lr_decay=0.0), tmp_path / "constant")
+    fourth, eighth = (
+        [(other / "state" / f"step-{step:06d}.pt").read_bytes() for other in (folder, constant)] for step in (4, 8)
+    )
+    assert fourth[0] == fourth[1]
+    assert eighth[0] != eighth[1]
+
+
+def test_a_captured_step_finds_its_falling_rate_where_it_was():
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.5)
+    optimizer.param_groups[0]["capturable"] = True  # as a CUDA device has it
+    decay = RateDecay([optimizer], share=1.0, steps=10)
+    decay.set(0)
+    rate = optimizer.param_groups[0]["lr"]
+    assert isinstance(rate, torch.Tensor)
+    decay.set(4)
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert rate.item() == pytest.approx(0.3)
 
 
 def test_a_run_of_0_1_continues_as_it_would_have_there(tmp_path):

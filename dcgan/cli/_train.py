@@ -106,6 +106,8 @@ def _describe(run: "Run") -> None:
     sizes = [sum(p.numel() for p in n.parameters()) for n in (run.trainer.generator, run.trainer.discriminator)]
     origin = "loaded" if recipe.generator else recipe.architecture
     say(f"networks  {origin}: generator {sizes[0]:,} parameters, discriminator {sizes[1]:,}")
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in (run.trainer.g_optimizer, run.trainer.d_optimizer)]
+    say(f"rates     generator {rates[0]:g}, discriminator {rates[1]:g}")
     steps = f"step {run.trainer.steps} to {run.steps}, {recipe.batch_size} images each"
     say(f"run       {run.folder}: {steps}, on {run.trainer.device}")
 
