@@ -305,6 +305,30 @@ def test_a_late_collapse_shows_in_the_figures(tmp_path, monkeypatch, caplog):
     assert [path.stem for path in checkpoint.list_states(stopped / "state")] == ["step-000008", "step-000016"]
 
 
+def test_a_logger_gets_what_the_log_and_the_folder_get_also_after_a_resumption(unbroken, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    folder = start_and_stop(TINY.replace(log=("tensorboard",)), tmp_path / "run", stop=11)
+    run = Run.resume(folder)
+    list(run.train())
+    run.close()
+    expected, found = computed(unbroken), computed(folder)
+    for figures in (expected, found):
+        del figures["recipe.yaml"]
+    assert found == expected
+    events = accumulator.EventAccumulator(str(folder / "tensorboard"), {"images": 0, "scalars": 0}).Reload()
+    logged = {event.step: event.value for event in events.Scalars("loss/D")}
+    assert logged == pytest.approx({record["step"]: record["d_loss"] for record in records(folder)}, rel=1e-6)
+    assert [event.step for event in events.Images("samples")] == [0, 5, 10, 15, 19]
+
+
+def test_a_logger_whose_package_is_missing_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r'pip install "dcgan\[tensorboard\]"'):
+        Run.start(TINY.replace(log=("tensorboard",)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_end_is_summarised_in_words(evaluated, unbroken):
     run = Run.resume(evaluated)
     run.close()
