@@ -312,6 +312,22 @@ def test_the_advice_at_the_end_works_as_it_stands(dcgan_says, tmp_path, capfd):
     assert checkpoint.list_states(folder / "state")[-1].stem == "step-000004"
 
 
+def test_images_of_any_kept_step_can_be_generated(dcgan_says, trained, tmp_path, monkeypatch):
+    def pixels(*step):
+        assert dcgan_says("generate", trained, "-n", 2, *step, "--out", tmp_path / "out", "--force")[0] == 0
+        return [path.read_bytes() for path in sorted((tmp_path / "out").iterdir())]
+
+    assert pixels("--step", 3) == pixels()
+    assert pixels("--step", 0) != pixels()
+    code, _, err = dcgan_says("generate", trained, "--step", 2)
+    assert (code, "has no state of step 2: it keeps those of 0, 3" in err) == (2, True)
+    code, _, err = dcgan_says("generate", trained, "--step", "best")
+    assert (code, "has no figure of quality to choose by" in err) == (2, True)
+    with (trained / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 0, "fd": 1.5, "images_per_second": 1.0}\n')
+    assert pixels("--step", "best") == pixels("--step", 0)
+
+
 def test_divergence_exits_1_and_names_the_last_good_state(dcgan_says):
     code, _, err = dcgan_says("train", *TINY, "--lr", 1e30, "--steps", 200, "--out", "run")
     assert code == 1

@@ -78,6 +78,8 @@ def train(
     say(f"  networks   {run.folder}/  (Generator.from_pretrained({str(run.folder)!r}))")
     say("next:")
     say(f"  dcgan generate {folder} -n 64 --out samples")
+    if run.best_step not in (None, run.trainer.steps):
+        say(f"  dcgan generate {folder} -n 64 --step best --out best")
     say(f"  dcgan train --resume {folder} --steps {2 * run.steps}")
     return 0
 
