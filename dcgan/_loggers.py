@@ -47,7 +47,7 @@ def open_loggers(
     Raises:
         ValueError: If there is no such logger.
         ImportError: If its package is missing, naming the extra that brings it.
-        RuntimeError: If it refuses to start, as Weights & Biases does without an account.
+        ConnectionError: If it refuses to start, as Weights & Biases does without an account.
     """
     names = list(names)
     if unknown := [name for name in names if name not in _LOGGERS]:
@@ -118,7 +118,7 @@ class _WeightsAndBiases:
             )
         except wandb.Error as error:
             reason = " ".join(str(error).split())
-            raise RuntimeError(
+            raise ConnectionError(
                 f"Weights & Biases did not start: {reason} (with WANDB_MODE=offline it needs no account)"
             ) from error
         id_file.parent.mkdir(exist_ok=True)  # a disabled one has no folder

@@ -1,4 +1,4 @@
-"""The figure of quality of a run: how far its generator's images are from the dataset's."""
+"""The figure of quality of a run: the Fréchet distance of its generator's images from the dataset's."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from dcgan.models import Generator
 _GENERATED, _REAL = 2000, 5000
 
 
-class Quality:
+class Evaluator:
     """Measures generators against one dataset.
 
     Args:
@@ -24,9 +24,9 @@ class Quality:
         self._device = device
         chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:_REAL])
         parts = [images.batch(part) for part in np.array_split(chosen, -(-len(chosen) // 500))]
-        self._real = torch.cat([image_features(part.to(device)) for part in parts])
+        self._real = torch.cat([image_features(part, device=device) for part in parts])
 
-    def distance(self, generator: Generator, *, seed: int) -> float:
+    def frechet_distance(self, generator: Generator, *, seed: int) -> float:
         """Return the Fréchet distance of 2,000 samples from the dataset, in `metrics.image_features`."""
         samples = sample_uint8(generator, _GENERATED, seed=seed)
-        return round(frechet_distance(self._real, image_features(samples.to(self._device))), 3)
+        return round(frechet_distance(self._real, image_features(samples, device=self._device)), 3)

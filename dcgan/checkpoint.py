@@ -13,15 +13,15 @@ from dcgan._files import atomic_write
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
-def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2, spare: int | None = None) -> Path:
-    """Write a state and remove all but the `keep` newest and the one to `spare`; return its path.
+def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2, protect: int | None = None) -> Path:
+    """Write a state and remove all but the `keep` newest and the one to `protect`; return its path.
 
     Args:
         folder: Created if it does not exist.
         state: Tensors, numbers and strings in dictionaries and lists.
         step: Number in the file's name.
         keep: Number of states to keep, at least 1.
-        spare: Step of another state to keep.
+        protect: Step of another state to keep.
 
     Raises:
         ValueError: If `keep` is below 1.
@@ -35,8 +35,8 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int = 2, spare
     with atomic_write(path) as file, buffer.getbuffer() as view:
         file.write(view)
     others = [other for other in list_states(folder) if other != path]
-    spared = None if spare is None else folder / f"step-{spare:06d}.pt"
-    outdated = [other for other in others[: max(0, len(others) + 1 - keep)] if other != spared]
+    protected = None if protect is None else folder / f"step-{protect:06d}.pt"
+    outdated = [other for other in others[: max(0, len(others) + 1 - keep)] if other != protected]
     for old in [*outdated, *folder.glob(".step-*.pt.*.tmp")]:  # and of killed processes
         with contextlib.suppress(PermissionError):  # on Windows, another program may read it: the next save removes it
             old.unlink()

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -249,7 +250,7 @@ class Recipe:
         return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
 
 
-_FLOATS = {name for name, hint in get_type_hints(Recipe).items() if float in (hint, *get_args(hint))}
+_HINTS = get_type_hints(Recipe)
 
 
 def list_recipes() -> dict[str, str]:
@@ -323,15 +324,26 @@ def _dataset_defaults(data: str) -> dict[str, Any]:
 
 
 def _convert(name: str, value: Any) -> Any:
-    """Return the value of a field as YAML has it in the type of the field."""
+    """Return the value of a field as YAML has it in the type of the field, as the command line reads it."""
+    hint = _HINTS.get(name)
+    kinds = {hint, *get_args(hint)}  # of `float | None`, both
+    named = {choice for kind in kinds for choice in get_args(kind)}  # no normalisation is named "none"
+    if NoneType in kinds and isinstance(value, str) and value in {"none", "null"} - named:
+        return None
     if isinstance(value, list):
         return tuple(value)
+    if any(get_origin(kind) is tuple for kind in kinds) and isinstance(value, str) and name != "image_size":
+        return (value,)
     if name in ("root", "cache_dir") and value is not None:
         return Path(value)
-    if name in _FLOATS and isinstance(value, str) and value != "auto":
-        return float(value)  # YAML takes 2e-4 for a text
     if name == "image_size" and isinstance(value, str):
         return parse_image_size(value)
+    if float in kinds and isinstance(value, str) and value != "auto":
+        return float(value)  # YAML takes 2e-4 for a text
+    if int in kinds and isinstance(value, str | float):
+        if float(value) != int(float(value)):
+            raise ValueError(f"{name} must be a whole number, got {value}")
+        return int(float(value))
     return value
 
 

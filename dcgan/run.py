@@ -16,6 +16,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal, Self
@@ -27,7 +28,7 @@ from dcgan import _build, checkpoint, data, ema, images
 from dcgan._files import atomic_write
 from dcgan._loggers import Logger, open_loggers
 from dcgan._optim import RateDecay
-from dcgan._quality import Quality
+from dcgan._quality import Evaluator
 from dcgan.generate import sample_uint8
 from dcgan.hub._card import model_card
 from dcgan.latents import seeded_latents
@@ -79,8 +80,8 @@ class Run:
         self._counts: dict[str, int] = {}
         self._began, self._logged = time.perf_counter(), trainer.steps  # when the last record was logged, and its step
         self._figures: dict[int, float] = {}  # the figure of quality at each step that has one
-        self._quality: Quality | None = None
-        self._declined = False
+        self._evaluator: Evaluator | None = None
+        self._declined = False  # by the figures since this process began
         self._loggers: list[Logger] = []
         self._lock = FileLock(folder / ".lock", timeout=0)
         try:
@@ -173,11 +174,12 @@ class Run:
             )
         self._sums = {name: value.to(self.trainer.device) for name, value in state["sums"].items()}
         self._counts = state["counts"]
-        self._write("recipe.yaml", self.recipe.to_yaml())
-        self._discard_after(self.trainer.steps)
-        self._figures = _read_figures(self.folder)
+        self._figures = state.get("figures", {})  # none before 0.3
         step = self.trainer.steps
-        self._loggers = open_loggers(self.recipe.log, self.folder, config=self.recipe.to_yaml(), resume_step=step)
+        if step < self.steps:  # before the recipe is written, which the next resumption reads
+            self._loggers = open_loggers(self.recipe.log, self.folder, config=self.recipe.to_yaml(), resume_step=step)
+        self._write("recipe.yaml", self.recipe.to_yaml())
+        self._discard_after(step)
 
     def train(self) -> Iterator[dict[str, Any] | None]:
         """Train to the last step, yielding after each: the record that was logged, or None.
@@ -207,7 +209,8 @@ class Run:
                     self._counts[name] = self._counts.get(name, 0) + 1
                 self._decay.set(self.trainer.steps)  # for the next step, and for a state that is saved now
                 yield self._report()
-                if self.collapse and recipe.on_collapse == "stop" and self.trainer.steps < self.steps:
+                collapsed = self.trainer.collapse or self._declined
+                if collapsed and recipe.on_collapse == "stop" and self.trainer.steps < self.steps:
                     self.save()
                     raise CollapseError(f"stopped and saved at step {self.trainer.steps}: {self.collapse}")
         except FloatingPointError as error:
@@ -220,6 +223,7 @@ class Run:
         recipe, step, record = self.recipe, self.trainer.steps, None
         last = step == self.steps
         evaluate_now = self._is_due(recipe.eval_every) or (last and step > (recipe.eval_every or step))
+        evaluate_now = evaluate_now and len(self.images) > 1
         log_now = self._is_due(recipe.log_every) or last or evaluate_now
         sample_now = self._is_due(recipe.sample_every) or last
         save_now = self._is_due(recipe.save_every) or last
@@ -227,9 +231,8 @@ class Run:
             self.trainer.check()  # waits for the device, so that its work is timed
         paused = time.perf_counter()
         generator = self.ema_generator() if evaluate_now or sample_now or save_now else None
-        if evaluate_now:
-            self._figures[step] = self.evaluate(generator)
-            self._warn_about_decline()
+        if evaluate_now and generator is not None:
+            self._add_figure(generator)
             save_now = save_now or self.best_step == step
         if log_now:
             record = self._log((step - self._logged) * self.batch_size / (paused - self._began))
@@ -256,12 +259,13 @@ class Run:
             "sums": self._sums,
             "counts": self._counts,
             "images": len(self.images),
+            "figures": self._figures,
         }
         # The networks go first: where there is a state, there are networks for `resume` to load it into.
         (generator or self.ema_generator()).save_pretrained(self.folder)
         self.trainer.discriminator.save_pretrained(self.folder)
         keep = self.recipe.keep
-        path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=keep, spare=self.best_step)
+        path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=keep, protect=self.best_step)
         self._write("README.md", self._card())
         if records := _read_records(self.folder):
             images.save_curves(self.folder / "curves.png", records)
@@ -286,9 +290,9 @@ class Run:
         It is the Fréchet distance between the `metrics.image_features` of 2,000 samples of a fixed seed and of 5,000
         images of the dataset, or of all if there are fewer. `generator` is as in `save`.
         """
-        if self._quality is None:
-            self._quality = Quality(self.images, self.trainer.device)
-        return self._quality.distance(generator or self.ema_generator(), seed=self.recipe.seed + 2)
+        if self._evaluator is None:
+            self._evaluator = Evaluator(self.images, self.trainer.device)
+        return self._evaluator.frechet_distance(generator or self.ema_generator(), seed=self.recipe.seed + 2)
 
     @property
     def best_step(self) -> int | None:
@@ -302,19 +306,28 @@ class Run:
 
     def _find_decline(self) -> str | None:
         best, steps = self.best_step, sorted(self._figures)[-_STEPS_OF_DECLINE:]
-        if best is None or not all(self._figures[step] > _DECLINE * self._figures[best] for step in steps):
+        if (
+            best is None
+            or self.recipe.eval_every is None
+            or not all(self._figures[step] > _DECLINE * self._figures[best] for step in steps)
+        ):
             return None
         return (
             f"the distance from the images was {self._figures[best]:g} at step {best}, and has been more than "
             f"{_DECLINE} times that since step {steps[0]}"
         )
 
-    def _warn_about_decline(self) -> None:
+    def _add_figure(self, generator: Generator) -> None:
+        """Compute the figure of this step, and warn when the last ones tell of a collapse."""
+        step = self.trainer.steps
+        try:
+            self._figures[step] = self.evaluate(generator)
+        except RuntimeError as error:  # such as a device that is out of memory: a figure is not worth a run
+            logger.warning("step %d: no figure of quality could be computed: %s", step, error)
+            return
         decline = self._find_decline()
         if decline and not self._declined:
-            logger.warning(
-                "step %d: training has collapsed: %s. The state of the best step is kept", self.trainer.steps, decline
-            )
+            logger.warning("step %d: training has collapsed: %s. The state of the best step is kept", step, decline)
         self._declined = decline is not None
 
     def summary(self) -> dict[str, str]:
@@ -370,11 +383,9 @@ class Run:
 
     def _discard_after(self, step: int) -> None:
         """Remove what was logged and sampled after `step`, and files that a killed process left half written."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] <= step]
-        self._write("metrics.jsonl", "".join(kept))
-        late = [frame for frame in self._frames() if _frame_step(frame) > step]
+        kept = [record for record in _read_records(self.folder) if record["step"] <= step]
+        self._write("metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+        late = [frame for frame in self._frames() if _step_of(frame) > step]
         temporary = [path for path in self.folder.rglob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
         for leftover in (*late, *temporary):
             leftover.unlink()
@@ -384,7 +395,7 @@ class Run:
 
     def _frames(self) -> list[Path]:
         """Return the paths of the sample grids, sorted by step."""
-        return sorted((self.folder / "samples").glob("step-*.png"), key=_frame_step)
+        return sorted((self.folder / "samples").glob("step-*.png"), key=_step_of)
 
     def _write(self, name: str, text: str) -> None:
         with atomic_write(self.folder / name) as file:
@@ -404,7 +415,7 @@ class Run:
         )
 
 
-def load_generator(folder: Path, step: int | Literal["best"]) -> Generator:
+def load_generator(folder: str | PathLike[str], step: int | Literal["best"]) -> Generator:
     """Load the averaged generator of a run as it was at a step whose state is kept, in evaluation mode, on the CPU.
 
     Args:
@@ -414,17 +425,23 @@ def load_generator(folder: Path, step: int | Literal["best"]) -> Generator:
     Raises:
         FileNotFoundError: If the folder holds no run, or no state of that step.
     """
-    states = {int(path.stem.removeprefix("step-")): path for path in checkpoint.list_states(folder / "state")}
+    folder = Path(folder)
+    states = {_step_of(path): path for path in checkpoint.list_states(folder / "state")}
     if not states:
         raise FileNotFoundError(f"{folder} is not the folder of a run: it has no state/step-….pt")
-    figures = _read_figures(folder)
-    if step == "best" and not figures:
-        raise FileNotFoundError(f"{folder} has no figure of quality to choose by: pass one of {_words(states)}")
-    chosen = min(figures, key=figures.__getitem__) if step == "best" else step
-    if chosen not in states:
-        raise FileNotFoundError(f"{folder} has no state of step {chosen}: it keeps those of {_words(states)}")
+    if step == "best":
+        # A killed process may have logged the figure of a state that it did not save.
+        figures = {record["step"]: record["fd"] for record in _read_records(folder) if "fd" in record}
+        kept = {known: figure for known, figure in figures.items() if known in states}
+        if not kept:
+            raise FileNotFoundError(
+                f"{folder} has no figure of quality to choose by: pass one of {_join_steps(states)}"
+            )
+        step = min(kept, key=kept.__getitem__)
+    if step not in states:
+        raise FileNotFoundError(f"{folder} has no state of step {step}: it keeps those of {_join_steps(states)}")
     generator = Generator.from_pretrained(folder)
-    state = checkpoint.load(states[chosen])["trainer"]
+    state = checkpoint.load(states[step])["trainer"]
     generator.load_state_dict(state["ema" if "ema" in state else "generator"])
     recipe = Recipe.from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
     return estimate_statistics(generator, recipe.seed) if "ema" in state else generator
@@ -439,13 +456,10 @@ def estimate_statistics(average: Generator, seed: int) -> Generator:
 
 
 def _read_records(folder: Path) -> list[dict[str, Any]]:
+    """Read `metrics.jsonl`, without a line that a killed process left half written."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def _read_figures(folder: Path) -> dict[int, float]:
-    return {record["step"]: record["fd"] for record in _read_records(folder) if "fd" in record}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def _describe_health(records: list[dict[str, Any]]) -> str:
@@ -457,7 +471,7 @@ def _describe_health(records: list[dict[str, Any]]) -> str:
     return f"collapsed for a time, last at step {collapsed[-1]}, and recovered"
 
 
-def _words(steps: Iterable[int]) -> str:
+def _join_steps(steps: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(steps)))
 
 
@@ -466,8 +480,8 @@ def _expect_empty(folder: Path | None) -> None:
         raise FileExistsError(f"{folder} exists: continue with --resume {folder}, or choose another folder")
 
 
-def _frame_step(frame: Path) -> int:
-    return int(frame.stem.removeprefix("step-"))
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def _extend(stored: Recipe, recipe: Recipe) -> Recipe:

@@ -35,10 +35,10 @@ def test_the_newest_states_are_kept(tmp_path, keep, left):
     assert names(tmp_path) == [f"step-{step:06d}.pt" for step in left]
 
 
-def test_a_spared_state_stays_beside_the_newest_until_another_is_spared(tmp_path):
-    for step, spare in ((10, 10), (20, 10), (30, 10), (40, 30), (50, 30), (60, 5)):
-        checkpoint.save(tmp_path, state_of(step), step=step, keep=1, spare=spare)
-        assert names(tmp_path) == [f"step-{left:06d}.pt" for left in sorted({spare, step} - {5})]
+def test_a_protected_state_stays_beside_the_newest_until_another_is_protected(tmp_path):
+    for step, protect in ((10, 10), (20, 10), (30, 10), (40, 30), (50, 30), (60, 5)):
+        checkpoint.save(tmp_path, state_of(step), step=step, keep=1, protect=protect)
+        assert names(tmp_path) == [f"step-{left:06d}.pt" for left in sorted({protect, step} - {5})]
 
 
 def test_what_was_just_saved_stays_even_behind_later_steps(tmp_path):

@@ -29,8 +29,8 @@ _FLAGS = """
 --classes --compile --config --convs-per-stage --d-base-channels --d-lr --d-norm --d-steps --data --device
 --discriminator --dry-run --ema-decay --epochs --eval-every --flip --g-lr --generator --gradient-penalty --image-size
 --keep --kernel-size --label-smoothing --latent --latent-dim --log --log-every --loss --lr --lr-decay --max-channels
---no-augment --no-bias --no-cache --no-flip --no-skip-bad --norm --on-collapse --out --precision --print-recipe --r1
---recipe --resize --resume --root --sample-every --samples --save-every --schedule --seed --skip-bad --stages --stem
+--no-augment --no-bias --no-cache --no-flip --no-log --no-skip-bad --norm --on-collapse --out --precision --print-recipe
+--r1 --recipe --resize --resume --root --sample-every --samples --save-every --schedule --seed --skip-bad --stages --stem
 --steps --upsample --weight-decay --workers
 """
 FLAGS = set(_FLAGS.split())
@@ -312,6 +312,23 @@ def test_the_advice_at_the_end_works_as_it_stands(dcgan_says, tmp_path, capfd):
     assert checkpoint.list_states(folder / "state")[-1].stem == "step-000004"
 
 
+def test_a_run_whose_rates_have_fallen_is_not_said_to_be_longer(dcgan_says, capfd):
+    code, out, _ = dcgan_says("train", *TINY, "--steps", 2, "--lr-decay", 0.5, "--out", "run")
+    assert (code, "--resume" in out) == (0, False)
+    code, _, err = dcgan_says("train", "--resume", "run")
+    assert (code, "has completed all of its 2 steps" in err, "longer" in err) == (2, True, False)
+
+
+def test_a_logger_can_be_left_out_again(dcgan_says, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert dcgan_says("train", *TINY, "--steps", 2, "--out", "run")[0] == 0
+    recipe = Path("run/recipe.yaml")
+    recipe.write_text(recipe.read_text().replace("log: []", "log: [wandb]"))
+    code, _, err = dcgan_says("train", "--resume", "run", "--steps", 3)
+    assert (code, 'pip install "dcgan[wandb]"' in err) == (2, True)
+    assert dcgan_says("train", "--resume", "run", "--steps", 3, "--no-log")[0] == 0
+
+
 def test_images_of_any_kept_step_can_be_generated(dcgan_says, trained, tmp_path, monkeypatch):
     def pixels(*step):
         assert dcgan_says("generate", trained, "-n", 2, *step, "--out", tmp_path / "out", "--force")[0] == 0
@@ -319,6 +336,8 @@ def test_images_of_any_kept_step_can_be_generated(dcgan_says, trained, tmp_path,
 
     assert pixels("--step", 3) == pixels()
     assert pixels("--step", 0) != pixels()
+    code, _, err = dcgan_says("generate", trained, "--step", 1.5)
+    assert (code, "expected a whole number, got '1.5'" in err) == (2, True)
     code, _, err = dcgan_says("generate", trained, "--step", 2)
     assert (code, "has no state of step 2: it keeps those of 0, 3" in err) == (2, True)
     code, _, err = dcgan_says("generate", trained, "--step", "best")

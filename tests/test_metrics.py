@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from dcgan.data import load
-from dcgan.metrics import frechet_distance, image_features
+from dcgan.metrics import _load_classifier, frechet_distance, image_features
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,21 @@ def test_features_depend_on_the_picture_alone(digits):
     torch.testing.assert_close(image_features(digits[:9], batch_size=2), features, rtol=1e-4, atol=1e-4)
     large = digits[:9].repeat_interleave(2, 2).repeat_interleave(3, 3)
     torch.testing.assert_close(image_features(large), features, rtol=1e-4, atol=1e-4)
+
+
+def test_features_neither_change_nor_depend_on_the_state_of_the_process(digits):
+    expected = image_features(digits[:4])
+    _load_classifier.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    before = torch.get_rng_state()
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            features = image_features(digits[:4], device="cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert features.dtype == torch.float32
+    assert torch.equal(features, expected)
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 32, 32), (3, 32, 32)])

@@ -217,6 +217,11 @@ def test_images_need_not_be_square(capsys, tmp_path, size):
         ("lr: auto\nema-decay: null\nr1: 1e-1", {"lr": "auto", "ema_decay": None, "r1": 0.1}),
         ("root: faces\ncache-dir: null\nimage-size: 48X80", {"root": Path("faces"), "image_size": (48, 80)}),
         ("description: mine\nclasses: [bedroom]\naugment: []", {"classes": ("bedroom",), "augment": ()}),
+        (
+            "augment: shift\nlog: tensorboard\nclasses: church",
+            {"augment": ("shift",), "log": ("tensorboard",), "classes": ("church",)},
+        ),
+        ("ema_decay: none\neval-every: none\nsteps: '100'", {"ema_decay": None, "eval_every": None, "steps": 100}),
     ],
 )
 def test_python_and_the_command_line_read_the_same_from_a_file(capsys, tmp_path, text, expected):
@@ -224,6 +229,15 @@ def test_python_and_the_command_line_read_the_same_from_a_file(capsys, tmp_path,
     file.write_text(text, encoding="utf-8")
     assert load_recipe(file) == Recipe(**expected)
     assert Recipe.from_yaml(printed(capsys, "--recipe", file)) == Recipe(**expected).resolve()
+
+
+@pytest.mark.parametrize("text", ["seed: 1.5", "steps: ten", "lr: fast"])
+def test_a_file_with_another_type_is_refused_by_both(tmp_path, capsys, text):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="not a recipe"):
+        load_recipe(file)
+    assert cli.main(["train", "--recipe", str(file), "--print-recipe"]) == 2
 
 
 @pytest.mark.parametrize(

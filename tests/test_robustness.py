@@ -69,6 +69,27 @@ def test_colour_takes_more_steps_and_each_recipe_is_what_its_name_says(tmp_path,
         assert (recipe.base_channels, recipe.d_base_channels, recipe.batch_size, recipe.seed) == (2, 2, 4, 3)
 
 
+def test_a_run_that_diverges_is_dead(tmp_path):
+    recipe = tmp_path / "wild.yaml"
+    recipe.write_text("lr: 1.0e+30\n")
+    subjects, out = [Subject.parse("digits:16")], tmp_path / "out"
+    options = {"widths": (2,), "batch_sizes": (8,), "seeds": (0,), "recipes": [str(recipe)], "device": "cpu"}
+    assert list(run_suite(subjects, out, **options)) == [(0, 1), (1, 1)]
+    (dead,) = read_rows(out)
+    assert dead["distance"] is None
+    assert "turned non-finite" in dead["collapse"]
+    assert f"{recipe}: 1 of 1 runs dead at the end" in table([dead])
+    assert list(run_suite(subjects, out, **options)) == [(1, 1)]
+
+
+def test_two_sets_of_one_name_are_refused(tmp_path):
+    for name in ("a/pics", "b/pics"):
+        (tmp_path / name).mkdir(parents=True)
+    subjects = [Subject.parse(f"{tmp_path}/{name}/pics:16") for name in "ab"]
+    with pytest.raises(ValueError, match="sets must differ in name or size, got pics 16, pics 16"):
+        list(run_suite(subjects, tmp_path / "out"))
+
+
 def row(recipe, distance, collapse=None, *, width=16, seed=0, warned=False):
     cell = {"set": "mnist 32", "width": width, "batch_size": 64, "seed": seed, "recipe": recipe}
     return cell | {"distance": distance, "collapse": collapse, "warned": warned or collapse is not None}

@@ -329,6 +329,54 @@ def test_a_logger_whose_package_is_missing_leaves_no_folder(tmp_path, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
+def test_a_logger_that_fails_leaves_a_run_that_resumes(tmp_path, monkeypatch):
+    folder = start_and_stop(TINY, tmp_path / "run", stop=8)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    recipe = Recipe.from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    with pytest.raises(ImportError, match="pip install"):
+        Run.resume(folder, recipe.replace(log=("wandb",)))
+    assert {path: path.read_bytes() for path in before} == before
+    Run.resume(folder).close()
+
+
+def test_a_figure_that_cannot_be_computed_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(Run, "evaluate", fail)
+    folder = start_and_stop(TINY.replace(eval_every=10), tmp_path / "run")
+    assert len(checkpoint.list_states(folder / "state")) == 2
+    assert "step 10: no figure of quality could be computed: no memory left" in caplog.text
+
+
+def test_a_dataset_of_one_image_trains_without_figures(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.effect_noise((16, 16), 80).save(tmp_path / "pictures/one.png")
+    recipe = TINY.replace(data="folder", root=tmp_path / "pictures", channels=1, batch_size=1, steps=3, eval_every=1)
+    folder = start_and_stop(recipe, tmp_path / "run")
+    assert all("fd" not in record for record in records(folder))
+
+
+def test_what_a_killed_process_logged_last_does_not_hide_the_best_state(evaluated):
+    expected = load_generator(evaluated, "best").state_dict()
+    with (evaluated / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "fd": 0.5, "images_per_second": 1.0}\n{"step": 21, "fd": 0.')
+    for name, tensor in load_generator(str(evaluated), "best").state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_a_resumed_run_stops_for_a_late_collapse_only_when_it_sees_one_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "evaluate", lambda run, generator: DECLINE[run.trainer.steps])
+    recipe = TINY.replace(eval_every=4, on_collapse="stop")
+    with pytest.raises(CollapseError, match="stopped and saved at step 16"):
+        start_and_stop(recipe, tmp_path / "run")
+    run = Run.resume(tmp_path / "run")
+    list(run.train())  # at step 19 it is over
+    run.close()
+    assert run.trainer.steps == 19
+
+
 def test_the_end_is_summarised_in_words(evaluated, unbroken):
     run = Run.resume(evaluated)
     run.close()

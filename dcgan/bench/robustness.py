@@ -20,7 +20,8 @@ import torch
 from dcgan import _build
 from dcgan._choices import DatasetName
 from dcgan._files import atomic_write
-from dcgan._quality import Quality
+from dcgan._optim import RateDecay
+from dcgan._quality import Evaluator
 from dcgan.data import Batches
 from dcgan.recipe import Recipe, load_recipe
 from dcgan.run import estimate_statistics
@@ -89,14 +90,16 @@ def run_suite(
         for subject, width, batch_size, seed, recipe in product(subjects, widths, batch_sizes, seeds, recipes)
     ]
     by_label = {subject.label: subject for subject in subjects}
+    if len(by_label) < len(subjects):
+        raise ValueError(f"sets must differ in name or size, got {', '.join(subject.label for subject in subjects)}")
     rows = read_rows(out)
     with atomic_write(out) as finished:  # without a line that was cut off
         finished.write("".join(json.dumps(row) + "\n" for row in rows).encode())
     missing = [cell for cell in cells if not any(cell.items() <= row.items() for row in rows)]
     yield len(cells) - len(missing), len(cells)
-    measures: dict[str, Quality] = {}
+    evaluators: dict[str, Evaluator] = {}
     for index, cell in enumerate(missing, start=1):
-        row = cell | _train(cell, by_label[cell["set"]], measures, device)
+        row = cell | _train(cell, by_label[cell["set"]], evaluators, device)
         with out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -142,7 +145,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _train(cell: dict[str, Any], subject: Subject, measures: dict[str, Quality], device: str) -> dict[str, Any]:
+def _train(cell: dict[str, Any], subject: Subject, evaluators: dict[str, Evaluator], device: str) -> dict[str, Any]:
     """Train one combination; return its score."""
     recipe = Recipe(architecture="tutorial") if cell["recipe"] == "ours" else load_recipe(cell["recipe"])
     recipe = recipe.replace(
@@ -163,23 +166,25 @@ def _train(cell: dict[str, Any], subject: Subject, measures: dict[str, Quality],
     recipe, generator, discriminator = _build.build_networks(recipe)
     images = _build.open_images(recipe, None)
     trainer = _build.build_trainer(recipe, generator.to(place), discriminator.to(place))
-    began, warned = time.perf_counter(), False
+    decay = RateDecay([trainer.g_optimizer, trainer.d_optimizer], recipe.lr_decay, steps)
     batches = Batches(images, cell["batch_size"], seed=cell["seed"], flip=recipe.flip, device=place)
-    for _ in trainer.iterate(batches, steps):
-        if trainer.steps % _CHECK_EVERY == 0:
-            trainer.check()
-            warned = warned or trainer.collapse is not None
-    seconds = time.perf_counter() - began
-    if subject.label not in measures:
-        measures[subject.label] = Quality(images, place)
-    # Either as it is shipped, the averaged generator or the raw one, with BatchNorm statistics of its own weights.
-    shipped = copy.deepcopy(trainer.generator if trainer.ema is None else trainer.ema).eval()
-    distance = measures[subject.label].distance(estimate_statistics(shipped, cell["seed"]), seed=cell["seed"] + 2)
-    return {
-        "steps": steps,
-        "distance": distance,
-        "collapse": trainer.collapse,
-        "warned": warned,
-        "seconds": round(seconds, 1),
-        "torch": torch.__version__,
-    }
+    row: dict[str, Any] = {"steps": steps, "distance": None, "collapse": None, "warned": False}
+    began = time.perf_counter()
+    try:
+        decay.set(0)
+        for _ in trainer.iterate(batches, steps):
+            decay.set(trainer.steps)
+            if trainer.steps % _CHECK_EVERY == 0:
+                trainer.check()
+                row["warned"] = row["warned"] or trainer.collapse is not None
+    except FloatingPointError as error:
+        row["collapse"] = str(error)
+    else:
+        row["collapse"] = trainer.collapse
+        if subject.label not in evaluators:
+            evaluators[subject.label] = Evaluator(images, place)
+        # Either as it is shipped, averaged or raw, with BatchNorm statistics of its own weights.
+        shipped = copy.deepcopy(trainer.generator if trainer.ema is None else trainer.ema).eval()
+        estimate_statistics(shipped, cell["seed"])
+        row["distance"] = evaluators[subject.label].frechet_distance(shipped, seed=cell["seed"] + 2)
+    return row | {"seconds": round(time.perf_counter() - began, 1), "torch": torch.__version__}

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from dcgan._allocator import keep_memory
 from dcgan._choices import Precision
-from dcgan.cli._options import COUNT, FLAG, NATURAL
+from dcgan.cli._options import COUNT, FLAG, NATURAL, STEP
 from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say
 
 
@@ -18,7 +18,7 @@ def generate(
     out: Path = Path("samples"),
     seed: Annotated[int, NATURAL] = 0,
     start: Annotated[int, NATURAL] = 0,
-    step: int | Literal["best"] | None = None,
+    step: Annotated[int | Literal["best"] | None, STEP] = None,
     grid: Annotated[bool, FLAG] = False,
     force: Annotated[bool, FLAG] = False,
     batch_size: Annotated[int | None, COUNT] = None,

@@ -29,9 +29,14 @@ def _read_integer(_: Any, tokens: Sequence[Token]) -> int | None:
         raise ValueError(f"expected a whole number, got {word!r}") from None
 
 
+def _read_step(_: Any, tokens: Sequence[Token]) -> int | str | None:
+    return "best" if tokens[0].value == "best" else _read_integer(_, tokens)
+
+
 FLAG = Parameter(negative=())
 INTEGER = Parameter(converter=_read_integer)
 COUNT = Parameter(converter=_read_integer, validator=Number(gte=1))
+STEP = Parameter(converter=_read_step, metavar="STEP")
 NATURAL = Parameter(converter=_read_integer, validator=Number(gte=0))
 SIZE = Parameter(converter=_read_size, n_tokens=1, negative=(), metavar="SIZE")
 WORDS = Parameter(consume_multiple=True, negative=(), show_default=False)
@@ -42,7 +47,7 @@ _PARAMETERS: dict[Any, Parameter] = {
     int | None: INTEGER,
     int | tuple[int, int] | None: SIZE,
     tuple[str, ...]: WORDS,
-    tuple[LoggerName, ...]: WORDS,
+    tuple[LoggerName, ...]: Parameter(consume_multiple=True, negative_iterable="no-", show_default=False),
     tuple[AugmentationName, ...] | None: Parameter(consume_multiple=True, negative_iterable="no-", negative_none=""),
 }
 # The sections of --help, each by the first of its fields.

@@ -62,9 +62,10 @@ def train(
     run = _open_run(options, out, resume)
     folder = quote(str(run.folder))
     if run.trainer.steps >= run.steps:
+        run.close()
+        longer = f"; to train longer: dcgan train --resume {folder} --steps N"
         raise UsageError(
-            f"{run.folder} has completed all of its {run.steps} steps; to train longer: "
-            f"dcgan train --resume {folder} --steps N"
+            f"{run.folder} has completed all of its {run.steps} steps{'' if run.recipe.lr_decay else longer}"
         )
     if stopped_by := _train_to_the_end(run):
         say(f"\nstopped at step {run.trainer.steps} of {run.steps}, and saved; to resume:")
@@ -80,7 +81,8 @@ def train(
     say(f"  dcgan generate {folder} -n 64 --out samples")
     if run.best_step not in (None, run.trainer.steps):
         say(f"  dcgan generate {folder} -n 64 --step best --out best")
-    say(f"  dcgan train --resume {folder} --steps {2 * run.steps}")
+    if not run.recipe.lr_decay:
+        say(f"  dcgan train --resume {folder} --steps {2 * run.steps}")
     return 0
 
 

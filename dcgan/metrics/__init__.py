@@ -47,7 +47,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def image_features(images: Tensor, *, batch_size: int = 256) -> Tensor:
+def image_features(images: Tensor, *, batch_size: int = 256, device: torch.device | str | None = None) -> Tensor:
     """Return what a small classifier sees in images: the 128 features before its last layer.
 
     The classifier comes with the package. It was trained on real images alone, to tell the ten digits of MNIST and the
@@ -58,17 +58,21 @@ def image_features(images: Tensor, *, batch_size: int = 256) -> Tensor:
         images: `(N, K, H, W)`, uint8, or floating-point in [-1, 1]; one channel is grey, a fourth one is left out. They
             are scaled to 32×32, each pixel the mean of those it covers.
         batch_size: Number of images at once.
+        device: Where to compute; by default where the images are.
 
     Returns:
-        `(N, 128)` in float32, on the device of the images.
+        `(N, 128)` in float32, on `device`.
 
     Raises:
         ValueError: If the shape is another one.
     """
     if images.dim() != 4 or images.shape[1] not in (1, 3, 4):
         raise ValueError(f"images must have shape (N, K, H, W) with K 1, 3 or 4, got {tuple(images.shape)}")
-    body = _load_classifier(images.device)[:-1]
-    return torch.cat([body(_as_seen(batch)) for batch in torch.split(images, batch_size)])
+    device = images.device if device is None else torch.device(device)
+    body = _load_classifier(device)[:-1]
+    with torch.autocast(device.type, enabled=False):
+        batches = torch.split(images, batch_size)
+        return torch.cat([body(_as_seen(batch).to(device)) for batch in batches])
 
 
 def build_classifier() -> nn.Sequential:
@@ -84,18 +88,19 @@ def build_classifier() -> nn.Sequential:
 def _load_classifier(device: torch.device) -> nn.Sequential:
     from safetensors.torch import load_file
 
-    with torch.device("cpu"):
+    with torch.device("meta"):  # so that no random number is drawn
         network = build_classifier()
-    weights = load_file(Path(__file__).with_name("classifier.safetensors"))
-    network.load_state_dict(
-        {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
-    )
+    halves = load_file(Path(__file__).with_name("classifier.safetensors"))
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in halves.items()}
+    network.load_state_dict(weights, assign=True)
     network.to(device)
     return network.to(memory_format=torch.channels_last).eval()
 
 
 def _as_seen(images: Tensor) -> Tensor:
     images = from_uint8(images) if images.dtype == torch.uint8 else images.float()
+    if images.device.type == "mps":  # whose adaptive pooling takes only sizes that divide evenly
+        images = images.cpu()
     images = images[:, :3].expand(-1, 3, -1, -1)
     if images.shape[2:] != (_SIDE, _SIDE):
         images = functional.interpolate(images, (_SIDE, _SIDE), mode="area")
