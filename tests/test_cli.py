@@ -30,8 +30,8 @@ _FLAGS = """
 --discriminator --dry-run --ema-decay --epochs --eval-every --flip --g-lr --generator --gradient-penalty --image-size
 --keep --kernel-size --label-smoothing --latent --latent-dim --log --log-every --loss --lr --lr-decay --max-channels
 --no-augment --no-bias --no-cache --no-flip --no-log --no-skip-bad --norm --on-collapse --out --precision --print-recipe
---r1 --recipe --resize --resume --root --sample-every --samples --save-every --schedule --seed --skip-bad --stages --stem
---steps --upsample --weight-decay --workers
+--r1 --recipe --resize --resume --root --sample-every --samples --save-every --schedule --seed --skip-bad --stages
+--stem --steps --upsample --weight-decay --workers
 """
 FLAGS = set(_FLAGS.split())
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes of other systems differ")
