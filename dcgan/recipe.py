@@ -81,9 +81,9 @@ class Recipe:
         skip_bad: Skip files that cannot be decoded instead of stopping.
         architecture: Published architecture to start from; the options below override its arguments.
         latent_dim: Length of the latent vectors.
-        base_channels: Width of the stage next to the image, in both networks; by default the architecture's, or 64.
-        d_base_channels: Width of that stage in the discriminator alone; by default base_channels if that is given, else
-            the architecture's, else 64, or 32 for digits.
+        base_channels: Width of the stage next to the image, in both networks; by default the architecture's, or 64, or
+            32 for digits.
+        d_base_channels: Width of that stage in the discriminator alone; by default base_channels.
         max_channels: Upper limit on the width of a stage.
         kernel_size: Side of the convolution kernels.
         stages: Number of times the resolution doubles from the first feature map to the image.
@@ -355,8 +355,7 @@ def upgrade_fields(values: dict[str, Any]) -> dict[str, Any]:
     if not {"g_channels", "d_channels"} & values.keys():
         return values
     rest = {name: value for name, value in values.items() if name not in ("g_channels", "d_channels")}
-    width = values.get("d_channels")
-    if width is None:
-        known = {name: rest[name] for name in ("data", "architecture") if name in rest}
-        width = Recipe(**known).resolve().d_base_channels
-    return {"base_channels": values.get("g_channels"), "d_base_channels": width} | rest
+    own = ARCHITECTURES.get(rest.get("architecture") or "tutorial", {}).get("base_channels")
+    d_default = own or (32 if rest.get("data", "digits") == "digits" else 64)
+    widths = {"base_channels": values.get("g_channels") or own or 64}
+    return widths | {"d_base_channels": values.get("d_channels") or d_default} | rest

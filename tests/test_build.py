@@ -127,7 +127,17 @@ def test_the_dataset_is_opened_as_the_recipe_says(monkeypatch):
 def test_no_field_is_left_out_above():
     default = Recipe()
     loose = {"architecture", "generator", "discriminator", "epochs", "device"}  # tested with runs and the command line
-    loose |= {"log_every", "sample_every", "save_every", "keep", "samples", "on_collapse"}
+    loose |= {
+        "lr_decay",
+        "log_every",
+        "sample_every",
+        "save_every",
+        "eval_every",
+        "keep",
+        "samples",
+        "log",
+        "on_collapse",
+    }
     same = {field.name for field in fields(Recipe) if getattr(RECIPE, field.name) == getattr(default, field.name)}
     assert same == loose
 

@@ -101,8 +101,7 @@ def test_every_dataset_and_architecture_resolves(data, architecture):
     assert recipe.image_size == (32 if small else 64)
     assert recipe.channels == (1 if data in {"digits", "mnist", "fashion-mnist"} else 3)
     width = ARCHITECTURES[architecture].get("base_channels")
-    assert recipe.base_channels == (width or 64)
-    assert recipe.d_base_channels == (width or (32 if data == "digits" else 64))
+    assert recipe.base_channels == recipe.d_base_channels == (width or (32 if data == "digits" else 64))
 
 
 @pytest.mark.parametrize("architecture", ["tutorial", "paper"])
@@ -112,7 +111,7 @@ def test_the_discriminator_has_the_given_width_unless_it_has_its_own(architectur
     recipe = Recipe(architecture=architecture, base_channels=48, d_base_channels=16).resolve()
     assert (recipe.base_channels, recipe.d_base_channels) == (48, 16)
     recipe = Recipe(architecture=architecture, d_base_channels=16).resolve()
-    assert (recipe.base_channels, recipe.d_base_channels) == (64 if architecture == "tutorial" else 128, 16)
+    assert (recipe.base_channels, recipe.d_base_channels) == (32 if architecture == "tutorial" else 128, 16)
 
 
 @pytest.mark.parametrize(
