@@ -43,6 +43,7 @@ _NAMES = (
     *("digits", "mnist", "fashion-mnist", "cifar10", "svhn", "faces"),
     *("tutorial", "biased", "linear5", "paper-faces", "paper-svhn", "paper-imagenet32"),
 )
+_SMALL = 32  # images up to this size gain from the augmentation `shift`; larger ones lost, in short runs
 _DEFAULTS = {"image_size": 64, "channels": 3, "base_channels": 64, "batch_size": 128}
 
 _RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
@@ -112,7 +113,8 @@ class Recipe:
         label_smoothing: How far the discriminator's target for real images lies below 1.
         gradient_penalty: Weight of the gradient penalty; 10 is usual with the wasserstein loss.
         r1: Weight of the R1 penalty.
-        augment: Differentiable augmentations, for small datasets; by default shift for digits, else none.
+        augment: Differentiable augmentations of what the discriminator sees; by default shift for images of at most 32
+            pixels, else none.
         ema_decay: Decay of the generator's moving average, which is sampled and saved; none keeps no average.
         precision: Floating-point format to compute in; weights stay in fp32.
         compile: How to speed up steps on a CUDA device. graph captures each step as a CUDA graph; full also compiles
@@ -212,6 +214,8 @@ class Recipe:
         defaults |= {name: value for name, value in architecture.items() if name in defaults}
         if width := self.base_channels or architecture.get("base_channels"):
             defaults["d_base_channels"] = width
+        size = self.image_size or defaults["image_size"]
+        defaults["augment"] = ("shift",) if max(size if isinstance(size, tuple) else (size,)) <= _SMALL else ()
         defaults.setdefault("d_base_channels", defaults["base_channels"])
         if self.steps is not None or self.epochs is not None:
             defaults = {name: value for name, value in defaults.items() if name not in ("steps", "epochs")}
@@ -227,6 +231,8 @@ class Recipe:
         """Return the recipe as YAML that `--recipe` reads."""
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+        if self.augment is None:
+            del plain["augment"]  # where null means none
         return yaml.safe_dump(plain, sort_keys=False)
 
     @classmethod
@@ -348,10 +354,13 @@ def _convert(name: str, value: Any) -> Any:
 
 
 def upgrade_fields(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a recipe under their current names: 0.1 had `g_channels` and `d_channels`.
+    """Return the fields of a recipe under their current names and with their current values.
 
-    In 0.1 the discriminator did not follow the generator's width, so its own default is written out.
+    In 0.2 and before, no augmentation was null. 0.1 had `g_channels` and `d_channels`, and its discriminator did not
+    follow the generator's width, so its own default is written out.
     """
+    if values.get("augment", ()) is None:
+        values = values | {"augment": []}
     if not {"g_channels", "d_channels"} & values.keys():
         return values
     rest = {name: value for name, value in values.items() if name not in ("g_channels", "d_channels")}

@@ -151,6 +151,8 @@ def test_the_defaults_are_the_small_digits():
     assert (recipe.steps, recipe.epochs, recipe.augment) == (1000, None, ("shift",))
     assert Recipe(epochs=2).resolve().steps is None
     assert Recipe(augment=()).resolve().augment == ()
+    assert Recipe(image_size=(32, 16)).resolve().augment == ("shift",)
+    assert Recipe(image_size=(16, 48)).resolve().augment == Recipe(data="celeba").resolve().augment == ()
     assert Recipe(data="mnist").resolve().epochs == 25
 
 
@@ -181,7 +183,7 @@ def test_what_is_not_a_recipe_is_refused(text):
 
 def test_changes_are_the_fields_in_which_recipes_differ():
     assert Recipe(lr=1.0, seed=2).changes(Recipe()) == ["lr", "seed"]
-    assert {field.name for field in dataclasses.fields(Recipe)} == set(yaml.safe_load(Recipe().to_yaml()))
+    assert {field.name for field in dataclasses.fields(Recipe)} == set(yaml.safe_load(Recipe().resolve().to_yaml()))
 
 
 def test_the_command_line_overrides_the_file(capsys, tmp_path):
@@ -220,6 +222,7 @@ def test_images_need_not_be_square(capsys, tmp_path, size):
             "augment: shift\nlog: tensorboard\nclasses: church",
             {"augment": ("shift",), "log": ("tensorboard",), "classes": ("church",)},
         ),
+        ("augment: null", {"augment": ()}),  # as runs of 0.2 have it
         ("ema_decay: none\neval-every: none\nsteps: '100'", {"ema_decay": None, "eval_every": None, "steps": 100}),
     ],
 )
