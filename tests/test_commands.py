@@ -93,7 +93,7 @@ def test_recipes_are_listed_with_what_they_are(capsys):
     lines = said(capsys, "recipes").splitlines()
     table = [re.split(r"  +", line) for line in lines[: lines.index("")]]
     assert table[0] == ["name", "networks", "image size", "width", "batch", "length", "what it is"]
-    digits = ["digits", "tutorial", "32x32x1", "64, 32", "64", "1,000 steps"]
+    digits = ["digits", "tutorial", "32x32x1", "32", "64", "1,000 steps"]
     svhn = ["paper-svhn", "svhn", "32x32x3", "64", "64", "200 epochs", "the paper's SVHN model (Table 2)"]
     assert (table[1][:6], table[11]) == (digits, svhn)
     assert [row[0] for row in table[1:]] == list(list_recipes())

@@ -1,12 +1,19 @@
 """The figure of quality: distances against closed forms, and what the classifier's features tell apart."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.linalg import sqrtm
 
+import dcgan.metrics
 from dcgan.data import load
 from dcgan.metrics import _load_classifier, frechet_distance, image_features
+
+CLASSIFIER = Path(dcgan.metrics.__file__).with_name("classifier.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +97,21 @@ def test_features_neither_change_nor_depend_on_the_state_of_the_process(digits):
     assert torch.equal(torch.get_rng_state(), before)
     assert features.dtype == torch.float32
     assert torch.equal(features, expected)
+
+
+@pytest.mark.slow
+def test_the_example_trains_a_network_of_the_same_arrays(tmp_path, monkeypatch, real_data):
+    path = Path(__file__).parents[1] / "examples/image_classifier.py"
+    spec = importlib.util.spec_from_file_location("image_classifier", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.setattr(example, "STEPS", 2)
+    cifar10 = real_data / "cifar10-images"
+    example.main(real_data, cifar10 / "train", cifar10 / "test", tmp_path / "out.safetensors")
+    made, ours = load_file(tmp_path / "out.safetensors"), load_file(CLASSIFIER)
+    assert {name: (value.dtype, value.shape) for name, value in made.items()} == {
+        name: (value.dtype, value.shape) for name, value in ours.items()
+    }
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 32, 32), (3, 32, 32)])

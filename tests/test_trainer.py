@@ -455,7 +455,7 @@ def test_fit_looks_for_divergence_by_itself():
         ({"schedule": "random"}, "schedule must be one of together, alternate, got 'random'"),
         (
             {"augmentations": ["flip"]},
-            "augmentations must be among color, translation, cutout, or functions, got 'flip'",
+            "augmentations must be among color, translation, shift, cutout, or functions, got 'flip'",
         ),
         ({"g_lr": -1e-4}, "g_lr must not be negative, got -0.0001"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be above 0, got -1.0"),
