@@ -1,11 +1,12 @@
-"""Atomic writes of files."""
+"""Files that a kill leaves whole: atomic writes, and logs of JSON lines."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _WINDOWS = os.name == "nt"
 _RETRY_DELAYS = [0.01 * 2**attempt for attempt in range(8)]  # seconds: 2.5 in all
@@ -38,6 +39,12 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
     if durable:
         _flush_folder(path.parent)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a log with one JSON object a line, without a line that a killed process left half written."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def _replace(source: Path, target: Path) -> None:

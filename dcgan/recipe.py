@@ -212,11 +212,9 @@ class Recipe:
         architecture = ARCHITECTURES[self.architecture]
         defaults = _DEFAULTS | _dataset_defaults(self.data)
         defaults |= {name: value for name, value in architecture.items() if name in defaults}
-        if width := self.base_channels or architecture.get("base_channels"):
-            defaults["d_base_channels"] = width
+        defaults["d_base_channels"] = self.base_channels or defaults["base_channels"]
         size = self.image_size or defaults["image_size"]
         defaults["augment"] = ("shift",) if max(size if isinstance(size, tuple) else (size,)) <= _SMALL else ()
-        defaults.setdefault("d_base_channels", defaults["base_channels"])
         if self.steps is not None or self.epochs is not None:
             defaults = {name: value for name, value in defaults.items() if name not in ("steps", "epochs")}
         elif "steps" not in defaults:

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from dcgan import _build, checkpoint, data, ema, images
-from dcgan._files import atomic_write
+from dcgan._files import atomic_write, read_json_lines
 from dcgan._loggers import Logger, open_loggers
 from dcgan._optim import RateDecay
 from dcgan._quality import Evaluator
@@ -231,7 +231,7 @@ class Run:
             self.trainer.check()  # waits for the device, so that its work is timed
         paused = time.perf_counter()
         generator = self.ema_generator() if evaluate_now or sample_now or save_now else None
-        if evaluate_now and generator is not None:
+        if evaluate_now:
             self._add_figure(generator)
             save_now = save_now or self.best_step == step
         if log_now:
@@ -267,7 +267,7 @@ class Run:
         keep = self.recipe.keep
         path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=keep, protect=self.best_step)
         self._write("README.md", self._card())
-        if records := _read_records(self.folder):
+        if records := read_json_lines(self.folder / "metrics.jsonl"):
             images.save_curves(self.folder / "curves.png", records)
         if frames := self._frames():
             stride = -(-len(frames) // 100)  # at most 100 frames
@@ -317,7 +317,7 @@ class Run:
             f"{_DECLINE} times that since step {steps[0]}"
         )
 
-    def _add_figure(self, generator: Generator) -> None:
+    def _add_figure(self, generator: Generator | None) -> None:
         """Compute the figure of this step, and warn when the last ones tell of a collapse."""
         step = self.trainer.steps
         try:
@@ -332,7 +332,7 @@ class Run:
 
     def summary(self) -> dict[str, str]:
         """Describe in words how training has gone so far, from its log; each entry is a line with its label."""
-        records = _read_records(self.folder)
+        records = read_json_lines(self.folder / "metrics.jsonl")
         if not records:
             return {}
         lines = {"health": _describe_health(records)}
@@ -373,8 +373,8 @@ class Run:
         record: dict[str, Any] = {"step": self.trainer.steps, **means, "images_per_second": round(images_per_second, 1)}
         if self.trainer.steps in self._figures:
             record["fd"] = self._figures[self.trainer.steps]
-        if self.collapse:
-            record["collapse"] = self.collapse
+        if collapse := self.collapse:
+            record["collapse"] = collapse
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         for logger in self._loggers:
@@ -383,7 +383,7 @@ class Run:
 
     def _discard_after(self, step: int) -> None:
         """Remove what was logged and sampled after `step`, and files that a killed process left half written."""
-        kept = [record for record in _read_records(self.folder) if record["step"] <= step]
+        kept = [record for record in read_json_lines(self.folder / "metrics.jsonl") if record["step"] <= step]
         self._write("metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
         late = [frame for frame in self._frames() if _step_of(frame) > step]
         temporary = [path for path in self.folder.rglob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
@@ -431,7 +431,9 @@ def load_generator(folder: str | PathLike[str], step: int | Literal["best"]) -> 
         raise FileNotFoundError(f"{folder} is not the folder of a run: it has no state/step-….pt")
     if step == "best":
         # A killed process may have logged the figure of a state that it did not save.
-        figures = {record["step"]: record["fd"] for record in _read_records(folder) if "fd" in record}
+        figures = {
+            record["step"]: record["fd"] for record in read_json_lines(folder / "metrics.jsonl") if "fd" in record
+        }
         kept = {known: figure for known, figure in figures.items() if known in states}
         if not kept:
             raise FileNotFoundError(
@@ -453,13 +455,6 @@ def estimate_statistics(average: Generator, seed: int) -> Generator:
     z = seeded_latents(1024, config["latent_dim"], seed=seed + 1, distribution=config["latent"])
     ema.estimate_batchnorm_statistics(average, z.to(device).chunk(8))
     return average
-
-
-def _read_records(folder: Path) -> list[dict[str, Any]]:
-    """Read `metrics.jsonl`, without a line that a killed process left half written."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def _describe_health(records: list[dict[str, Any]]) -> str:

@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from dcgan import _build, _quality, cli
+from dcgan._files import read_json_lines
 from dcgan.bench import robustness
-from dcgan.bench.robustness import Subject, read_rows, run_suite, table
+from dcgan.bench.robustness import Subject, run_suite, table
 
 SMALL = {"widths": (2, 3), "batch_sizes": (8,), "seeds": (0, 1), "device": "cpu"}
 
@@ -40,7 +41,7 @@ def test_anything_else_is_refused(text):
 def test_every_combination_is_trained_and_an_interrupted_suite_goes_on(tmp_path):
     subjects, whole, broken = [Subject.parse("digits:16")], tmp_path / "whole", tmp_path / "broken"
     assert list(run_suite(subjects, whole, **SMALL)) == [(done, 8) for done in range(9)]
-    rows = read_rows(whole)
+    rows = read_json_lines(whole)
     assert len({(row["width"], row["seed"], row["recipe"]) for row in rows}) == 8
     assert all(row["steps"] == 3 and row["distance"] > 0 and row["collapse"] is None for row in rows)
     assert len({row["distance"] for row in rows}) == 8
@@ -48,7 +49,7 @@ def test_every_combination_is_trained_and_an_interrupted_suite_goes_on(tmp_path)
     lines = whole.read_text().splitlines(keepends=True)
     broken.write_text("".join(lines[:5]) + lines[5][:20])  # killed while it wrote
     assert list(run_suite(subjects, broken, **SMALL)) == [(done, 8) for done in range(5, 9)]
-    assert without_times(read_rows(broken)) == without_times(rows)
+    assert without_times(read_json_lines(broken)) == without_times(rows)
 
 
 def test_colour_takes_more_steps_and_each_recipe_is_what_its_name_says(tmp_path, monkeypatch):
@@ -61,7 +62,7 @@ def test_colour_takes_more_steps_and_each_recipe_is_what_its_name_says(tmp_path,
         _build, "build_trainer", lambda recipe, *networks: trained.append(recipe) or build(recipe, *networks)
     )
     list(run_suite([Subject.parse(f"{folder}:16")], tmp_path / "out", widths=(2,), batch_sizes=(4,), seeds=(3,)))
-    assert [row["steps"] for row in read_rows(tmp_path / "out")] == [2, 2]
+    assert [row["steps"] for row in read_json_lines(tmp_path / "out")] == [2, 2]
     tutorial, ours = trained
     assert (tutorial.lr, tutorial.ema_decay, tutorial.augment) == (2e-4, None, ())
     assert ours.ema_decay == 0.999
@@ -75,7 +76,7 @@ def test_a_run_that_diverges_is_dead(tmp_path):
     subjects, out = [Subject.parse("digits:16")], tmp_path / "out"
     options = {"widths": (2,), "batch_sizes": (8,), "seeds": (0,), "recipes": [str(recipe)], "device": "cpu"}
     assert list(run_suite(subjects, out, **options)) == [(0, 1), (1, 1)]
-    (dead,) = read_rows(out)
+    (dead,) = read_json_lines(out)
     assert dead["distance"] is None
     assert "turned non-finite" in dead["collapse"]
     assert f"{recipe}: 1 of 1 runs dead at the end" in table([dead])
@@ -116,8 +117,8 @@ def test_the_command_prints_the_table_of_its_file(tmp_path, monkeypatch, capsys)
     out = tmp_path / "runs.jsonl"
     command = ["bench", "--suite", "robustness", "--short", "--sets", "digits:16", "--out", str(out), "--device", "cpu"]
     assert cli.main(command) == 0
-    assert capsys.readouterr().out == table(read_rows(out)) + "\n"
+    assert capsys.readouterr().out == table(read_json_lines(out)) + "\n"
     assert cli.main([*command, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == read_rows(out)
+    assert json.loads(capsys.readouterr().out) == read_json_lines(out)
     assert cli.main([*command, "--sets", "digits"]) == 2
     assert "a set must be NAME:SIZE" in capsys.readouterr().err

@@ -19,7 +19,7 @@ import torch
 
 from dcgan import _build
 from dcgan._choices import DatasetName
-from dcgan._files import atomic_write
+from dcgan._files import atomic_write, read_json_lines
 from dcgan._optim import RateDecay
 from dcgan._quality import Evaluator
 from dcgan.data import Batches
@@ -92,7 +92,7 @@ def run_suite(
     by_label = {subject.label: subject for subject in subjects}
     if len(by_label) < len(subjects):
         raise ValueError(f"sets must differ in name or size, got {', '.join(subject.label for subject in subjects)}")
-    rows = read_rows(out)
+    rows = read_json_lines(out)
     with atomic_write(out) as finished:  # without a line that was cut off
         finished.write("".join(json.dumps(row) + "\n" for row in rows).encode())
     missing = [cell for cell in cells if not any(cell.items() <= row.items() for row in rows)]
@@ -105,12 +105,6 @@ def run_suite(
             file.flush()
             os.fsync(file.fileno())
         yield len(cells) - len(missing) + index, len(cells)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the runs in a file of `run_suite`; a line that a killed process left unfinished is not one."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from dcgan._allocator import keep_memory
 from dcgan._choices import ArchitectureName, CompileMode, Precision, Workload
+from dcgan._files import read_json_lines
 from dcgan.cli._options import FLAG, INTEGER, WORDS
 from dcgan.cli._terminal import RunError, exit_on_error, progress_bar, say
 
@@ -88,8 +90,6 @@ def bench(
 def _bench_robustness(
     sets: tuple[str, ...], root: Path | None, out: Path, device: str, *, short: bool, as_json: bool
 ) -> int:
-    from dcgan._allocator import keep_memory
-
     with exit_on_error():
         keep_memory()
         from dcgan.bench import robustness
@@ -102,6 +102,6 @@ def _bench_robustness(
         with progress_bar("training", "run") as progress:
             for done, total in robustness.run_suite(subjects, out, **options):
                 progress(done, total)
-        rows = robustness.read_rows(out)
+        rows = read_json_lines(out)
     say(json.dumps(rows, indent=2) if as_json else robustness.table(rows))
     return 0
