@@ -74,6 +74,7 @@ class _TensorBoard:
         self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
         if resume_step is None:
             self._writer.add_text("recipe", "".join(f"    {line}\n" for line in config.splitlines()), 0)  # Markdown
+        self._writer.flush()  # what is to be forgotten is forgotten from now on
 
     def log(self, step: int, record: Mapping[str, Any]) -> None:
         for tag, value in _scalars(record).items():
