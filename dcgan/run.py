@@ -430,16 +430,12 @@ def load_generator(folder: str | PathLike[str], step: int | Literal["best"]) -> 
     if not states:
         raise FileNotFoundError(f"{folder} is not the folder of a run: it has no state/step-….pt")
     if step == "best":
-        # A killed process may have logged the figure of a state that it did not save.
-        figures = {
-            record["step"]: record["fd"] for record in read_json_lines(folder / "metrics.jsonl") if "fd" in record
-        }
-        kept = {known: figure for known, figure in figures.items() if known in states}
-        if not kept:
+        figures = checkpoint.load(states[max(states)]).get("figures", {})  # none before 0.3
+        if not figures:
             raise FileNotFoundError(
                 f"{folder} has no figure of quality to choose by: pass one of {_join_steps(states)}"
             )
-        step = min(kept, key=kept.__getitem__)
+        step = min(figures, key=figures.__getitem__)
     if step not in states:
         raise FileNotFoundError(f"{folder} has no state of step {step}: it keeps those of {_join_steps(states)}")
     generator = Generator.from_pretrained(folder)
