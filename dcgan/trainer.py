@@ -365,8 +365,8 @@ class Trainer(Generic[G, D]):
         if self.collapse and "collapse" not in self._warned:
             self._warned.add("collapse")
             logger.warning(
-                'step %d: training has collapsed: %s. It rarely recovers: start anew with lr="auto", or, if it was, '
-                "with augmentations, a narrower discriminator or another seed",
+                'step %d: training has collapsed: %s. It rarely recovers: start anew with lr="auto" and '
+                "betas=(0.5, 0.999), or, if they were, with augmentations, a narrower discriminator or another seed",
                 self.steps - 1,
                 self.collapse,
             )

@@ -1,6 +1,7 @@
 import copy
 import functools
 import io
+import math
 import re
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from dcgan import Discriminator, Generator, Trainer
+from dcgan import Discriminator, Generator, Trainer, data
+from dcgan._monitor import StepMonitor
 from dcgan._optim import freeze
 from dcgan.latents import derive_seed
 from dcgan.losses import LOSSES
@@ -1189,3 +1191,75 @@ def test_generated_images_that_are_all_the_same_are_noticed(caplog):
     trainer.check()
     assert trainer.collapse is None
     assert len([record for record in caplog.records if "collapsed" in record.getMessage()]) == 1
+
+
+SWUNG = "over 100 steps, the generated images have swung from one kind to another: their mean"
+
+
+def monitored(means, n=8, spread=1.0, monitor=None):
+    """Record steps whose generated images lie `spread` around these means, and real ones 1 around 0."""
+    monitor = monitor or StepMonitor(torch.device("cpu"), None, expects_logits=True)
+    rng = torch.Generator().manual_seed(0)
+    for step, mean in enumerate(means):
+        real, fake = torch.randn(2, n, 1, 6, 6, generator=rng)
+        monitor.record(torch.tensor(step), real, mean + spread * fake, {"d_loss": torch.tensor(1.0)})
+    return monitor
+
+
+def waves(count, period, height=1.2):
+    return [height * math.sin(2 * math.pi * step / period) for step in range(count)]
+
+
+def test_generated_images_that_swing_are_noticed():
+    means, centre, distance = waves(300, period=80), 0.0, 0.0
+    for step, mean in enumerate(means, start=1):
+        distance += ((mean - centre) ** 2 - distance) / min(step, 100)
+        centre += (mean - centre) / min(step, 100)
+    found = re.fullmatch(f"{SWUNG} by ([0-9.]+) times the spread of the real ones", monitored(means).find_collapse())
+    assert float(found[1]) == pytest.approx(math.sqrt(distance), rel=0.05)
+    assert monitored(means, n=2, spread=0.2).find_collapse().startswith(SWUNG)
+    assert monitored(means[:199]).find_collapse() is None  # of which the first steps are a large part
+    monitor = monitored(means)
+    assert monitored([0.0] * 200, monitor=monitor).find_collapse() is None
+    monitor = monitored(means)
+    monitor.reset()
+    assert monitored([0.0] * 200, monitor=monitor).find_collapse() is None
+    monitored(means)._record_variety(torch.randn(8, 1, 12, 12), torch.randn(8, 1, 12, 12))  # other sizes are left out
+
+
+@pytest.mark.parametrize(
+    ("means", "n"),
+    [
+        ([0.0] * 300, 2),  # whose means differ from step to step by more than half of the spread, by chance
+        (waves(300, period=80, height=0.6), 8),
+        ([min(0.0, step / 100 - 2) for step in range(300)], 8),  # towards the real ones
+    ],
+    ids=["few images", "small waves", "progress"],
+)
+def test_generated_images_that_do_not_swing_are_no_news(means, n):
+    assert monitored(means, n).find_collapse() is None
+
+
+def test_a_swinging_generator_is_warned_about(caplog):
+    generator, discriminator = networks()
+    trainer = Trainer(generator, discriminator, loss="hinge", g_lr=0.0)
+    generator.head.conv.register_forward_hook(lambda _, __, x: 10 * x + (1 if trainer.steps // 20 % 2 else -1))
+    for real in batches(20) * 10:
+        trainer.step(real)
+    trainer.check()
+    trainer.check()
+    assert trainer.collapse.startswith(SWUNG)
+    (warning,) = [record.getMessage() for record in caplog.records if "collapsed" in record.getMessage()]
+    assert warning.startswith(f"step 199: training has collapsed: {trainer.collapse}. It rarely recovers: start anew ")
+    assert "betas=(0.5, 0.999)" in warning
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beta1", [0.5, 0.9])
+def test_a_generator_that_chases_the_discriminator_is_noticed(beta1):
+    images = data.load("digits", image_size=32, channels=1)
+    torch.manual_seed(0)
+    shape = {"image_size": 32, "channels": 1, "base_channels": 32}
+    trainer = Trainer(Generator(**shape), Discriminator(**shape), lr="auto", betas=(beta1, 0.999))
+    trainer.fit(data.Batches(images, 64, seed=0), 200)
+    assert (trainer.collapse is not None) == (beta1 == 0.9)
