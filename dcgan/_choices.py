@@ -7,6 +7,7 @@ of the functions behind them.
 
 from typing import Literal
 
+Activation = Literal["relu", "leaky-relu"]
 ArchitectureName = Literal["tutorial", "biased", "linear5", "paper", "svhn", "imagenet32"]
 AugmentationName = Literal["color", "translation", "shift", "cutout"]
 Channels = Literal[1, 3, 4]

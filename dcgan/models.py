@@ -12,7 +12,17 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from dcgan._choices import ArchitectureName, ConvsPerStage, Distribution, KernelSize, Norm, Output, Stem, Upsample
+from dcgan._choices import (
+    Activation,
+    ArchitectureName,
+    ConvsPerStage,
+    Distribution,
+    KernelSize,
+    Norm,
+    Output,
+    Stem,
+    Upsample,
+)
 from dcgan._config import minimum_parameters, pyramid, sides, validate_config
 from dcgan._modules import copy_module
 from dcgan.architectures import ARCHITECTURES
@@ -67,10 +77,12 @@ class Generator(_Network):
         convs_per_stage: 2 puts a stride-1 layer after each stride-2 one (the authors' ImageNet network).
         stem: Layer that makes the first h×w map from a latent. Both compute the same with weights of different shapes.
         stem_norm: Normalise the stem per "channel", or per "unit" (channel and position) as the authors do.
-        stem_activation: Whether a ReLU follows the stem.
+        stem_activation: Whether an activation follows the stem.
         bias: Whether convolutions and linear layers have biases.
         norm: Normalisation of every layer but the last; "layer" is over channels and positions together.
         norm_eps: Epsilon of the normalisation.
+        activation: Activation of every layer but the last.
+        slope: Slope of "leaky-relu" below zero; "relu" has none.
         upsample: "transpose" for transposed convolutions, "resize" for nearest-neighbour enlargement and convolution.
         output: "tanh" for images in [-1, 1], "sigmoid" for [0, 1].
         latent: Distribution the latents are drawn from: N(0, 1) or U(-1, 1).
@@ -98,6 +110,8 @@ class Generator(_Network):
         bias: bool = False,
         norm: Norm = "batch",
         norm_eps: float = 1e-5,
+        activation: Activation = "relu",
+        slope: float = 0.2,
         upsample: Upsample = "transpose",
         output: Output = "tanh",
         latent: Distribution = "normal",
@@ -121,13 +135,13 @@ class Generator(_Network):
                 layers += [(f"{_name(size)}_conv", self._same(c_in, c_out), c_out)]
         *hidden, (_, head, _) = layers
         for name, convolution, width in hidden:
-            self.blocks[name] = _sequence(**convolution, norm=_norm(self.config, width), act=nn.ReLU(inplace=True))
+            self.blocks[name] = _sequence(**convolution, norm=_norm(self.config, width), act=_activation(self.config))
         self.head = _sequence(**head, act=nn.Tanh() if output == "tanh" else nn.Sigmoid())
         self.apply(weights_init)
 
     def _stem(self, size: tuple[int, int], width: int) -> nn.Sequential:
         latent_dim, bias = self.config["latent_dim"], self.config["bias"]
-        act = nn.ReLU(inplace=True) if self.config["stem_activation"] else None
+        act = _activation(self.config) if self.config["stem_activation"] else None
         if self.config["stem"] == "conv":
             pixel = nn.Unflatten(1, (latent_dim, 1, 1))
             conv = LatentProjection(latent_dim, width, size, bias=bias)
@@ -305,6 +319,8 @@ class Discriminator(_Network):
         norm: Normalisation of every layer but the first, as in `Generator`. Gradient penalties are defined per image,
             so "layer" or "none" suits them better than "batch".
         norm_eps: Epsilon of the normalisation.
+        activation: Activation of every layer but the last.
+        slope: Slope of "leaky-relu" below zero; "relu" has none.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -327,6 +343,8 @@ class Discriminator(_Network):
         bias: bool = False,
         norm: Norm = "batch",
         norm_eps: float = 1e-5,
+        activation: Activation = "leaky-relu",
+        slope: float = 0.2,
     ):
         super().__init__()
         self.config = validate_config(Discriminator, locals())
@@ -349,7 +367,7 @@ class Discriminator(_Network):
         for name, conv, width in layers:
             # The paper leaves normalisation off the layer that sees pixels: it made samples oscillate.
             norm_layer = _norm(self.config, width) if self.blocks else None
-            self.blocks[name] = _sequence(conv=conv, norm=norm_layer, act=nn.LeakyReLU(0.2, inplace=True))
+            self.blocks[name] = _sequence(conv=conv, norm=norm_layer, act=_activation(self.config))
         if stem == "conv":
             self.head = _sequence(conv=FullMapConv2d(widths[-1], 1, sizes[-1], bias=bias))
         else:
@@ -443,6 +461,10 @@ def _norm(config: dict[str, Any], width: int) -> nn.Module | None:
         case "layer":
             return nn.GroupNorm(1, width, config["norm_eps"])
     return None
+
+
+def _activation(config: dict[str, Any]) -> nn.Module:
+    return nn.ReLU(inplace=True) if config["activation"] == "relu" else nn.LeakyReLU(config["slope"], inplace=True)
 
 
 def _odd(kernel: int) -> int:

@@ -30,8 +30,9 @@ def test_a_tutorials_checkpoint_is_converted_and_back(folder, tmp_path, capsys):
     file, back = tmp_path / "netG.pth", tmp_path / "back.pth"
     assert f"written to {file}" in said(capsys, "convert", "--to", "tutorial", folder, file)
     copy_in_order_from_file(file, theirs)
-    out = said(capsys, "convert", file, tmp_path / "converted", "--latent", "uniform")
-    assert "a Generator of layout tutorial: image_size 64, channels 3, base_channels 2" in out
+    out = said(capsys, "convert", file, tmp_path / "converted", "--latent", "uniform", "--verbose")
+    assert "main.3.weight (16, 8, 4, 4) is blocks.8x8.conv, normalised by main.4" in out
+    assert "a Generator: image_size 64, channels 3, base_channels 2" in out
     assert "latent uniform (given)" in out
     converted = Generator.from_pretrained(tmp_path / "converted")
     z = torch.randn(3, 100)
@@ -64,9 +65,10 @@ def test_existing_files_are_not_overwritten_without_force(folder, tmp_path, caps
 def test_mistakes_of_conversion_are_reported(folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert "needs at least one path to read, then the path to write" in said(capsys, "convert", out, code=2)
-    assert "there is no file" in said(capsys, "convert", tmp_path / "nothing.pth", out, code=2)
+    for missing in (tmp_path / "nothing.pth", "nowhere/nothing.pth", "nothing.pth"):
+        assert f"there is no file {missing}" in said(capsys, "convert", missing, out, code=2)
     torch.save({"net.0.weight": torch.zeros(3)}, tmp_path / "odd.pth")
-    assert "recognised no network in net.0.weight (3,)" in said(capsys, "convert", tmp_path / "odd.pth", out, code=2)
+    assert "it holds net.0.weight (3,)" in said(capsys, "convert", tmp_path / "odd.pth", out, code=2)
     assert not out.exists()
 
 
@@ -82,7 +84,7 @@ def test_networks_are_exported(folder, tmp_path, capsys):
 def test_files_are_not_folders_of_networks(folder, tmp_path, capsys):
     (tmp_path / "netG.pth").write_bytes(b"")
     for command in (("generate", tmp_path / "netG.pth"), ("train", "--generator", tmp_path / "netG.pth")):
-        assert "`dcgan convert` reads the weights in netG.pth" in said(capsys, *command, code=2)
+        assert "netG.pth out` converts what other programs wrote" in said(capsys, *command, code=2)
     weights = folder / "model.safetensors"
     assert f"its folder is {folder}" in said(capsys, "generate", weights, code=2)
     with pytest.raises(ValueError, match="name_or_path must be a folder or a repository's name, got an empty one"):

@@ -23,7 +23,10 @@ from torch import nn
 
 import dcgan.convert as convert_module
 from dcgan import Discriminator, Generator
-from dcgan.convert import _layouts, convert, to_tutorial
+from dcgan._config import pyramid
+from dcgan.convert import convert, to_tutorial
+from dcgan.convert._chains import find_chains, group_layers
+from dcgan.convert._configs import infer_config
 from dcgan.latents import seeded_latents
 
 CASES = [
@@ -45,7 +48,7 @@ def test_converted_networks_compute_the_same_as_the_originals(layout, arguments,
     g, d = original_pair(layout, **arguments)
     files = [save_state(g, tmp_path / "netG_epoch_24.pth"), save_state(d, tmp_path / "netD_epoch_24.pth")]
     converted = convert(files)
-    assert converted.layouts == {"Generator": layout, "Discriminator": layout}
+    assert converted.layouts == {"Generator": "linear5" if layout == "linear5" else "plain", "Discriminator": "plain"}
     assert_same_outputs(converted, tmp_path / "out", g, d)
     assert not converted.generator.training
     assert converted.generator.config["latent"] == "normal"
@@ -58,12 +61,13 @@ def test_full_width_networks_get_the_published_config(layout, arguments, tmp_pat
         g, d = original_pair(layout, c=c, z=100)
     for theirs, ours in ((g, Generator), (d, Discriminator)):
         state = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in theirs.state_dict().items()}
-        found = _layouts.detect_network("", "", next(iter(_layouts.group_layers(Path(), state).values())))
-        config = convert_module._infer_config(found, None)
-        config |= convert_module._default_config(found, config)
+        layers, ordered = group_layers(state, ordered=True)
+        [chain], _ = find_chains(layers, ordered=ordered)
+        config = infer_config(chain, None, paired=False)
         published = ours.from_architecture(layout).config
-        assert {name: published[name] for name in config} == config
-        assert ours(**config).config == published
+        assert pyramid(config) == pyramid(published)  # linear5 names the number of stages that it has by default, too
+        assert {name: published[name] for name in config if name != "stages"}.items() <= config.items()
+        assert ours.from_architecture(layout, **config | {"stages": published["stages"]}).config == published
 
 
 def test_building_leaves_the_global_random_state_alone(tmp_path):
@@ -130,9 +134,12 @@ def test_options_override_the_assumptions(tmp_path):
     files = [save_state(g, tmp_path / "g.pth"), save_state(d, tmp_path / "d.pth")]
     plain = convert(files)
     assert any(
-        "latent normal, stem_activation False, output tanh, norm_eps 1e-05, ReLU" in note for note in plain.notes
+        "norm_eps 1e-05, activation relu, latent normal, stem_activation False (as in linear5), output tanh" in note
+        for note in plain.notes
     )
-    assert any("image_size 64, channels 3, base_channels 4, kernel_size 5, stages 4" in note for note in plain.notes)
+    assert any(
+        "image_size 64, channels 3, base_channels 4, kernel_size 5, convs_per_stage 1" in note for note in plain.notes
+    )
     converted = convert(files, latent="uniform", norm_eps=1e-3, stem_activation=True, output="sigmoid")
     expected = {"latent": "uniform", "norm_eps": 1e-3, "stem_activation": True, "output": "sigmoid"}
     assert expected.items() <= converted.generator.config.items()
@@ -146,7 +153,7 @@ def test_image_size_of_a_linear_stem_can_be_given(tmp_path):
     converted = convert([path], image_size=(32, 128))
     assert converted.generator.sample(1, seed=0).shape == (1, 3, 32, 128)
     assert convert([path], image_size=64).generator.config["image_size"] == 64
-    with pytest.raises(ValueError, match="its weights imply image_size 64x64, got 32"):
+    with pytest.raises(ValueError, match="its weights imply image_size 64x64, not 32x32"):
         convert([path], image_size=32)
 
     g.fc = nn.Linear(6, 32 * 3 * 5)
@@ -158,9 +165,7 @@ def test_image_size_of_a_linear_stem_can_be_given(tmp_path):
     assert convert([path], image_size=(48, 80)).generator.config["image_size"] == [48, 80]
 
     g, _ = original_pair("tutorial")
-    with pytest.raises(
-        ValueError, match="g.pth: a Generator of layout tutorial, but its weights imply image_size 64x64"
-    ):
+    with pytest.raises(ValueError, match="g.pth: a Generator, but its weights imply image_size 64x64, not 128x128"):
         convert([save_state(g, tmp_path / "g.pth")], image_size=128)
 
 
@@ -188,8 +193,11 @@ def test_mismatched_networks_are_refused(tmp_path):
     g, d = original_pair("tutorial")[0], original_pair("tutorial", stages=3)[1]
     files = [save_state(g, tmp_path / "g.pth"), save_state(d, tmp_path / "d.pth")]
     with pytest.raises(
-        ValueError, match=r"the generator makes images of shape \(3, 64, 64\), but .* takes \(3, 32, 32\)"
+        ValueError, match=r"d.pth: a Discriminator, but its weights imply image_size 32x32, not 64x64: .* padded"
     ):
+        convert(files)
+    files[1] = save_state(original_pair("tutorial", k=1)[1], tmp_path / "d.pth")
+    with pytest.raises(ValueError, match="the generator makes images of 3 channels, but the discriminator takes 1"):
         convert(files)
     with pytest.raises(ValueError, match="found 2 Generators"):
         convert([files[0], files[0]])
@@ -198,17 +206,19 @@ def test_mismatched_networks_are_refused(tmp_path):
 def test_layers_that_do_not_fit_together_are_refused(tmp_path):
     g, _ = original_pair("tutorial")
     g.main[3] = nn.ConvTranspose2d(32, 16, 3, 1, 1, bias=False)
-    with pytest.raises(
-        ValueError, match=r"layout tutorial does not fit .*: misshapen blocks.8x8.conv.weight \(32, 16, 3, 3"
-    ):
+    message = (
+        r"g.pth: a Generator, but main.3.weight \(32, 16, 3, 3\) would need a kernel of 4x4, as most of its layers"
+    )
+    with pytest.raises(ValueError, match=message):
         convert([save_state(g, tmp_path / "g.pth")])
     g, _ = original_pair("tutorial")
     g.main[3], g.main[4], g.main[6] = nn.ConvTranspose2d(32, 20, 4), nn.BatchNorm2d(20), nn.ConvTranspose2d(20, 8, 4)
-    with pytest.raises(ValueError, match=r"but its widths must double .*, got \[4, 8, 20, 32\]"):
+    message = r"widths must double .*, got \[4, 8, 20, 32\]: main.6.weight \(20, 8, 4, 4\) would need 16 channels"
+    with pytest.raises(ValueError, match=message):
         convert([save_state(g, tmp_path / "g.pth")])
     g, _ = original_pair("tutorial")
     g.main[1] = nn.InstanceNorm2d(32, affine=True)
-    with pytest.raises(ValueError, match=r"missing blocks.4x4.norm.running_mean, blocks.4x4.norm.running_var"):
+    with pytest.raises(ValueError, match=r"main.1 has no running statistics: it is an instance, group or layer norm"):
         convert([save_state(g, tmp_path / "g.pth")])
 
 

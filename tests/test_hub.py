@@ -161,7 +161,8 @@ def test_an_unknown_argument_in_a_file_without_a_version_is_refused_by_name(save
     path.write_text(json.dumps(config | {"latent_dim": 6}))
     message = (
         r"discriminator.config.json does not describe a Discriminator: unknown argument 'latent_dim'; "
-        rf"the file does not name the version of dcgan that wrote it, and this is {re.escape(dcgan.__version__)}$"
+        rf"the file does not name the version of dcgan that wrote it, and this is {re.escape(dcgan.__version__)}\. "
+        r"If it is another program's, `dcgan convert` may convert its folder or repository"
     )
     with pytest.raises(ValueError, match=message):
         Discriminator.from_pretrained(folder)

@@ -1,14 +1,17 @@
 """Loading from and publishing to the Hub, with the real client against the server in `hub_server.py`."""
 
 import json
+import pickle
 import re
 
 import pytest
 from hub_server import OWNER, STRANGER, HubServer, client, digest
 from huggingface_hub import ModelCard
+from original_networks import TutorialGenerator, randomize_batchnorm, save_state
 
 import dcgan
 from dcgan import Discriminator, Generator
+from dcgan.convert import convert
 
 TINY = {"image_size": (16, 48), "channels": 1, "base_channels": 2}
 PAIR = ["config.json", "model.safetensors"]
@@ -195,9 +198,13 @@ REFUSALS = {
     "a pickle": (
         f'{G}, "me/pickled"',
         FileNotFoundError,
-        r"me/pickled.*model.safetensors is missing.*`dcgan convert`.*pytorch_model.bin",
+        r"me/pickled.*model.safetensors is missing.*`dcgan convert me/pickled/pytorch_model.bin out`",
     ),
-    "a script's file": (f'{G}, "me/script"', FileNotFoundError, r"me/script.*`dcgan convert`.*netG_epoch_24.pth"),
+    "a script's file": (
+        f'{G}, "me/script"',
+        FileNotFoundError,
+        r"me/script.*`dcgan convert me/script/netG_epoch_24.pth out`",
+    ),
     "contradiction": (f'{G}, "me/g", local_files_only=True, force_download=True', ValueError, r"local_files_only"),
 }
 
@@ -390,3 +397,45 @@ result["theirs"] = [digest(stock), digest(load("me/stock")), digest(load(folder)
     ran = client(hub, code, home=tmp_path / "home")
     assert ran.result["ours"] == digest(generator)
     assert len(set(ran.result["theirs"])) == 1
+
+
+CONVERT = """
+from dcgan.convert import convert
+
+def converted(*files, **options):
+    result = convert(files, **options)
+    return digest(result.generator), list(result.notes)
+"""
+
+
+def test_a_pickle_of_another_program_is_converted_at_a_pinned_commit(hub, tmp_path):
+    old, new = (randomize_batchnorm(TutorialGenerator(name=name)) for name in ("main", "net"))
+    first = hub.add("me/theirs", {"pytorch_model.bin": save_state(old, tmp_path / "a.bin").read_bytes()})
+    config = b'{"latent_dim": 6, "ngf": 4}'
+    content = {"config.json": config, "pytorch_model.bin": save_state(new, tmp_path / "b.bin").read_bytes()}
+    second = hub.add("me/theirs", content)
+    hub.add("me/script", dict.fromkeys(("runs/netG.pth", "runs/netG_ema.pth"), content["pytorch_model.bin"]))
+    hub.add("me/dangerous", {"netG.pth": pickle.dumps(print)})
+    code = f"""{CONVERT}
+result["new"] = converted("me/theirs")
+result["old"] = converted("me/theirs", revision="{first}")
+result["several"] = attempt(converted, "me/script")
+result["one"] = converted("me/script/runs/netG.pth")
+result["none"] = attempt(converted, "me/script/runs/netD.pth")
+result["absent"] = attempt(converted, "me/nothing")
+result["dangerous"] = attempt(converted, "me/dangerous")
+result["refused"] = attempt(dcgan.Generator.from_pretrained, "me/theirs")
+"""
+    ran = client(hub, code, home=tmp_path / "home")
+    expected = [digest(convert([tmp_path / name]).generator) for name in ("a.bin", "b.bin")]
+    assert [ran.result["old"][0], ran.result["new"][0]] == expected
+    assert ran.result["one"][0] == expected[1]
+    for name, commit in (("old", first), ("new", second)):
+        pinned = f"me/theirs: pytorch_model.bin of commit {commit}, which --revision {commit} pins"
+        assert ran.result[name][1][0] == pinned
+    files = "it holds runs/netG.pth, runs/netG_ema.pth"
+    raised(ran.result["several"], FileNotFoundError, f"pass one file of me/script, as me/script/FILE: {files}")
+    raised(ran.result["none"], FileNotFoundError, f"pass one file of me/script, as me/script/FILE: {files}")
+    raised(ran.result["absent"], FileNotFoundError, "no repository me/nothing on the Hub")
+    raised(ran.result["dangerous"], ValueError, "netG.pth .*builtins.print|netG.pth is damaged")
+    raised(ran.result["refused"], FileNotFoundError, "`dcgan convert me/theirs/pytorch_model.bin out` converts")

@@ -26,7 +26,8 @@ ORDER = """
     data._sources data._decoding data._images data._packing data._batches data._datasets data
     hub._card hub._client hub._pretrained hub
     layers models trainer
-    convert._layouts convert export generate _quality _build run
+    convert._files convert._chains convert._configs convert._statistics convert._build convert
+    export generate _quality _build run
     bench._contender bench bench.robustness
     cli._terminal cli._options cli._bench cli._convert cli._generate cli._recipes cli._train cli __main__
 """.split()  # noqa: SIM905 - it reads as the layers that it is

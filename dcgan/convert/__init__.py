@@ -1,37 +1,48 @@
 """Networks trained by other implementations, converted to ours: PyTorch state dicts and the paper authors' arrays.
 
-The layers of a recognised layout, in the order they are applied, are matched with those of the network that the shapes
-of their weights imply. Files are read as tensors in plain containers; any other object is refused, never unpickled.
+Networks are recognised by the order and the shapes of their layers, whatever these are called. Files are read as
+tensors in plain containers; any other object is refused, never unpickled.
 """
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcgan._choices import Distribution, Output
-from dcgan._config import pyramid, sides
+from dcgan._choices import Activation, Distribution, Output
+from dcgan._config import pyramid
 from dcgan._files import atomic_write
-from dcgan.convert._layouts import (
-    DetectedNetwork,
-    NetworkClass,
-    detect_networks,
-    discriminator_layers,
-    generator_layers,
-)
+from dcgan.convert._build import Found, build
+from dcgan.convert._chains import Chain, NetworkClass, chain_of_arrays, find_chains, group_layers
+from dcgan.convert._files import find_weights, read_arrays, read_state_dicts
 from dcgan.ema import estimate_batchnorm_statistics
-from dcgan.hub._pretrained import expect_fit
+from dcgan.hub._client import download_weights
+from dcgan.hub._pretrained import CONFIG
 from dcgan.latents import seeded_latents
 from dcgan.models import Discriminator, Generator
 
-Network = TypeVar("Network", Generator, Discriminator)
-
+# "organisation/name" or "organisation/name/file", but not "folder/netG.pth".
+_REPOSITORY = re.compile(r"(?![^/]*/[^/]*\.(?:pth|pt|ckpt|bin|safetensors|model|jl|npy)$)(\w[\w.-]*/[\w.-]+)(?:/(.+))?")
 _BATCH_SIZE, _BATCHES = 128, 32  # for estimating BatchNorm statistics; the authors' batch size
+# Programs known by names of their layers, and what their networks do that the weights do not show.
+_PROGRAMS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+    ("linear5", r"^(?=.*\bfc .*\bconvs\.0 )", {"stem_activation": False}, {}),
+    ("mmgeneration", r"\b(noise2feat|downsamples\.0)\.conv ", {}, {"activation": "leaky-relu", "slope": 0.01}),
+    (
+        "rasbt",  # LeakyReLU in both; biases in the discriminator's first and last layer alone
+        r"^(?=.*\bgenerator\.0 )(?=.*\bdiscriminator\.0 bias)(?!.*\bdiscriminator\.2 bias)",
+        {"activation": "leaky-relu", "slope": 0.01},
+        {"activation": "leaky-relu", "slope": 0.01},
+    ),
+    ("udacity", r"\bt_conv1\.0 ", {"latent": "uniform"}, {}),
+]
 
 
 @dataclass(frozen=True)
@@ -41,14 +52,17 @@ class ConversionResult:
     Args:
         generator: The generator, if the files contain one.
         discriminator: The discriminator, if the files contain one.
-        layouts: The layout of each, by class name: "tutorial", "biased", "linear5" or "authors".
+        layouts: Where each is from, by class name: "authors" for the paper authors' arrays, the name of a program that
+            is known by its layers' names, such as "mmgeneration", and otherwise "plain".
         notes: What was inferred, assumed, estimated, converted and ignored, one line each.
+        layers: What each layer was taken for, one line each.
     """
 
     generator: Generator | None
     discriminator: Discriminator | None
     layouts: dict[str, str]
     notes: tuple[str, ...]
+    layers: tuple[str, ...]
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write the networks into a folder that `from_pretrained` loads."""
@@ -61,9 +75,13 @@ def convert(
     files: Iterable[str | PathLike[str]],
     *,
     keys: Sequence[str] = (),
+    revision: str | None = None,
     image_size: int | Sequence[int] | None = None,
+    latent_dim: int | None = None,
     latent: Distribution | None = None,
     norm_eps: float | None = None,
+    activation: Activation | None = None,
+    slope: float | None = None,
     stem_activation: bool | None = None,
     output: Output | None = None,
     images: Tensor | None = None,
@@ -71,58 +89,60 @@ def convert(
     """Convert a generator, a discriminator or both.
 
     Args:
-        files: State dicts and training checkpoints (`.pth`, `.pt`, `.ckpt`, `.safetensors`), and the authors' arrays: a
-            `.jl` file, of which only the `.npy` files next to it are read, one of these, or their folder.
+        files: State dicts and training checkpoints (`.pth`, `.pt`, `.ckpt`, `.bin`, `.safetensors`, `.model`); folders
+            of other programs' `PyTorchModelHubMixin`; repositories on the Hub, `"organisation/name"`, or a file in one,
+            `"organisation/name/netG.pth"`; and the authors' arrays: a `.jl` file, of which only the `.npy` files next
+            to it are read, one of these, or their folder.
         keys: Names of the networks to read, such as "netG_ema", if a file contains several generators or
             discriminators.
+        revision: Branch, tag or commit of a repository; by default the latest commit, which a note names.
         image_size: Side in pixels, or (height, width). By default inferred from the smallest feature map, which is
             assumed to be square where the weights show only its area.
+        latent_dim: Length of the latents to expect.
         latent: Distribution of the latents. By default "normal"; for the authors' arrays "uniform", except SVHN's.
         norm_eps: Epsilon of the normalisations. By default 1e-5; for the authors' arrays 1e-8.
-        stem_activation: Whether a ReLU follows the generator's stem. By default it does, except in linear5.
+        activation: Activation of the generator. By default "relu"; of a discriminator alone, "leaky-relu".
+        slope: Slope of LeakyReLU below zero, in both networks. By default 0.2.
+        stem_activation: Whether an activation follows the generator's stem. By default it does, except in linear5 and
+            where no normalisation follows it.
         output: The generator's last activation. By default "tanh".
         images: `(N, K, H, W)`, in the range the discriminator was trained on, to estimate its BatchNorm statistics if
             its file has none. By default images of the converted generator.
 
+    Where a known program, or the running statistics of the generator's BatchNorms, tell otherwise than these defaults,
+    that is taken instead, and a note says so.
+
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged, contains other objects than tensors, no known network, several generators
-            or discriminators, or a network that `Generator` and `Discriminator` cannot express.
+        OSError: If a download fails.
+        ValueError: If a file is damaged, contains other objects than tensors, no network of this family, several
+            generators or discriminators, or a network that `Generator` and `Discriminator` cannot express or that the
+            weights leave open.
     """
     notes: list[str] = []
-    detected = [network for path in map(Path, files) for network in detect_networks(path, notes)]
-    if not detected:
+    found = [network for file in files for network in _find_networks(file, revision, notes)]
+    if not found:
         raise ValueError("files must name at least one file")
-    available = sorted({network.key for network in detected})
+    available = sorted({network.chain.key for network in found})
     if unknown := [key for key in keys if key not in available]:
         raise ValueError(f"keys must be among {', '.join(map(repr, available))}, got {unknown[0]!r}")
-    g, d = _select(detected, Generator, keys), _select(detected, Discriminator, keys)
-    options = {"latent": latent, "stem_activation": stem_activation, "output": output, "norm_eps": norm_eps}
-    generator = _build(Generator, g, image_size, options, notes) if g else None
-    discriminator = _build(Discriminator, d, image_size, options, notes) if d else None
+    g, d = _select(found, Generator, keys), _select(found, Discriminator, keys)
+    layers: list[str] = []
+    options = {"norm_eps": norm_eps, "activation": activation, "slope": slope}
+    own = {"latent": latent, "stem_activation": stem_activation, "output": output}
+    generator = build(Generator, g, image_size, options | own, notes, layers) if g else None
+    if generator is not None and latent_dim not in (None, generator.config["latent_dim"]):
+        raise ValueError(f"the generator takes latents of length {generator.config['latent_dim']}, not {latent_dim}")
+    if generator is not None:  # whose activation `activation` is
+        image_size, options["activation"] = generator.config["image_size"], None
+    discriminator = build(Discriminator, d, image_size, options, notes, layers) if d else None
     if generator is not None and discriminator is not None:
-        made, taken = ((net.config["channels"], *sides(net.config)) for net in (generator, discriminator))
+        made, taken = generator.config["channels"], discriminator.config["channels"]
         if made != taken:
-            raise ValueError(f"the generator makes images of shape {made}, but the discriminator takes {taken}")
-    if g and generator is not None and g.layout == "authors":
-        length, latent = generator.config["latent_dim"], generator.config["latent"]
-        starts = range(0, _BATCH_SIZE * _BATCHES, _BATCH_SIZE)
-        batches = (seeded_latents(_BATCH_SIZE, length, seed=0, start=i, distribution=latent) for i in starts)
-        estimate_batchnorm_statistics(generator, batches, unbiased=False)
-        notes.append(
-            f"{g.location}: BatchNorm statistics estimated from {_BATCHES} batches of {_BATCH_SIZE} {latent} latents"
-        )
-    if d and discriminator is not None and d.layout == "authors":
-        source = "generated" if images is None else "given"
-        if images is None:
-            if generator is None:
-                raise ValueError(f"{d.location} has no BatchNorm statistics: pass its generator too, or images")
-            images = generator.sample(_BATCH_SIZE * _BATCHES, seed=1)
-        estimate_batchnorm_statistics(discriminator, torch.split(images, _BATCH_SIZE), unbiased=False)
-        count = f"{len(images)} {source} images"
-        notes.append(f"{d.location}: BatchNorm statistics estimated from {count} in batches of {_BATCH_SIZE}")
-    layouts = {network.network_class.__name__: network.layout for network in (g, d) if network}
-    return ConversionResult(generator, discriminator, layouts, tuple(notes))
+            raise ValueError(f"the generator makes images of {made} channels, but the discriminator takes {taken}")
+    notes += _estimate_statistics((g, generator), (d, discriminator), images)
+    layouts = {network.chain.network_class.__name__: network.layout for network in (g, d) if network}
+    return ConversionResult(generator, discriminator, layouts, tuple(notes), tuple(layers))
 
 
 def to_tutorial(network: Generator | Discriminator) -> dict[str, Tensor]:
@@ -143,7 +163,7 @@ def to_tutorial(network: Generator | Discriminator) -> dict[str, Tensor]:
     if differences:
         raise ValueError(f"the tutorial's {type(network).__name__} has " + "; ".join(differences))
     state = network.state_dict()
-    layer_names = generator_layers if isinstance(network, Generator) else discriminator_layers
+    layer_names = _generator_names if isinstance(network, Generator) else _discriminator_names
     tutorial_names = dict(zip(_layer_names(state), layer_names(len(widths) + 1), strict=True))
     tutorial_state = {}
     for name, tensor in state.items():
@@ -164,117 +184,119 @@ def write_tutorial(network: Generator | Discriminator, path: Path) -> None:
         torch.save(state, file)
 
 
-def _select(
-    detected: list[DetectedNetwork], network_class: NetworkClass, keys: Sequence[str]
-) -> DetectedNetwork | None:
-    candidates = [network for network in detected if network.network_class is network_class]
+def _estimate_statistics(
+    g: tuple[Found | None, Generator | None], d: tuple[Found | None, Discriminator | None], images: Tensor | None
+) -> list[str]:
+    """Estimate the BatchNorm statistics that the authors' arrays lack; return a note on each network."""
+    notes: list[str] = []
+    (found, generator), (found_d, discriminator) = g, d
+    if generator is not None and found is not None and found.layout == "authors":
+        length, latent = generator.config["latent_dim"], generator.config["latent"]
+        starts = range(0, _BATCH_SIZE * _BATCHES, _BATCH_SIZE)
+        batches = (seeded_latents(_BATCH_SIZE, length, seed=0, start=i, distribution=latent) for i in starts)
+        estimate_batchnorm_statistics(generator, batches, unbiased=False)
+        origin = f"{_BATCHES} batches of {_BATCH_SIZE} {latent} latents"
+        notes.append(f"{found.location}: BatchNorm statistics estimated from {origin}")
+    if discriminator is not None and found_d is not None and found_d.layout == "authors":
+        source = "generated" if images is None else "given"
+        if images is None and generator is None:
+            raise ValueError(f"{found_d.location} has no BatchNorm statistics: pass its generator too, or images")
+        if images is None and generator is not None:
+            images = generator.sample(_BATCH_SIZE * _BATCHES, seed=1)
+        if images is not None:
+            estimate_batchnorm_statistics(discriminator, torch.split(images, _BATCH_SIZE), unbiased=False)
+            origin = f"{len(images)} {source} images in batches of {_BATCH_SIZE}"
+            notes.append(f"{found_d.location}: BatchNorm statistics estimated from {origin}")
+    return notes
+
+
+def _find_networks(file: str | PathLike[str], revision: str | None, notes: list[str]) -> list[Found]:
+    """Find the networks in a file, a folder or a repository; add what is ignored to `notes`."""
+    path = Path(file)
+    if (match := _REPOSITORY.fullmatch(str(file))) and not path.exists() and not Path(path.parts[0]).exists():
+        path, commit = download_weights(match[1], match[2], revision)
+        notes.append(f"{file}: {path.name} of commit {commit}, which --revision {commit} pins")
+    config: dict[str, Any] = {}
+    if path.is_dir() and (weights := find_weights(path)):
+        config = _read_config(path / CONFIG)
+        path = weights
+    elif path.is_dir() or path.suffix in {".jl", ".npy"}:
+        return [_find_in_arrays(prefix, arrays) for prefix, arrays in read_arrays(path).items()]
+    found: list[Found] = []
+    unknown: list[tuple[str, str]] = []
+    for state_key, state in read_state_dicts(path):
+        if any(re.search(r"(^|\.)blocks\.\d+x\d+\.", name) for name in state):
+            raise ValueError(f"{path} is already a network of this library: load its folder with from_pretrained")
+        try:
+            layers, ordered = group_layers(state, ordered=path.suffix != ".safetensors")
+            chains, rest = find_chains(layers, ordered=ordered)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        names = " ".join(f"{layer.name} {' '.join(sorted(layer.tensors))} " for layer in layers)
+        for chain in chains:
+            key = ".".join(filter(None, (state_key, chain.key)))
+            layout, known = _identify(chain, names)
+            location = f"{path}, {key}" if key else str(path)
+            found.append(Found(location, layout, replace(chain, key=key), known, config))
+        unknown += [(f"{state_key}: {what}" if state_key else what, why) for what, why in rest]
+    if not found:
+        what, why = unknown[0] if unknown else ("no weights", "it has no layers")
+        raise ValueError(f"{path}: recognised no network, since {why}; it holds {what}")
+    notes += [f"{path}: ignored {what}: {why}" for what, why in unknown]
+    return found
+
+
+def _identify(chain: Chain, names: str) -> tuple[str, dict[str, Any]]:
+    """Return the program that a network is from, and what is known of its networks."""
+    for program, pattern, generator, discriminator in _PROGRAMS:
+        if re.search(pattern, names):
+            return program, generator if chain.network_class is Generator else discriminator
+    return "plain", {}
+
+
+def _find_in_arrays(location: str, arrays: list[Tensor]) -> Found:
+    chain = chain_of_arrays(arrays)
+    if isinstance(chain, str):
+        raise ValueError(f"{location}: recognised no network of the paper's authors: {chain}")  # noqa: TRY004
+    known: dict[str, Any] = {"norm_eps": 1e-8}
+    if chain.network_class is Generator:
+        svhn = chain.layers[1].shape[2:] == (5, 5) and len(chain.layers) == 4
+        known["latent"] = "normal" if svhn else "uniform"
+    return Found(location, "authors", chain, known, {})
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read another program's configuration, if there is one.
+
+    Raises:
+        ValueError: If it is this library's.
+    """
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if config and config.keys() <= {"class", "dcgan", *signature(Generator).parameters}:
+        raise ValueError(f"{path.parent} is already a network of this library: load it with from_pretrained")
+    return config if isinstance(config, dict) else {}
+
+
+def _generator_names(n: int) -> list[str]:
+    """Return 0 1, 3 4, 6 7, ...: a convolution, its normalisation, and a gap for the activation."""
+    return [str(3 * i + j) for i in range(n) for j in (0, 1)][:-1]
+
+
+def _discriminator_names(n: int) -> list[str]:
+    """Return 0, 2 3, 5 6, ...: the same, except that the first convolution is not normalised."""
+    return ["0", *(str(3 * i + j) for i in range(1, n) for j in (-1, 0))][:-1]
+
+
+def _select(found: list[Found], network_class: NetworkClass, keys: Sequence[str]) -> Found | None:
+    candidates = [network for network in found if network.chain.network_class is network_class]
     if len(candidates) > 1:
-        candidates = [network for network in candidates if network.key in keys] or candidates
+        candidates = [network for network in candidates if network.chain.key in keys] or candidates
     if len(candidates) > 1:
         locations = "; ".join(network.location for network in candidates)
         raise ValueError(
             f"found {len(candidates)} {network_class.__name__}s, pass one file or the key of one: {locations}"
         )
     return candidates[0] if candidates else None
-
-
-def _build(
-    network_class: type[Network],
-    detected: DetectedNetwork,
-    image_size: int | Sequence[int] | None,
-    options: dict[str, Any],
-    notes: list[str],
-) -> Network:
-    name = f"{detected.location}: a {network_class.__name__} of layout {detected.layout}"
-    try:
-        inferred = _infer_config(detected, image_size)
-        defaults = _default_config(detected, inferred)
-        given = {k: v for k, v in options.items() if v is not None and k in defaults}
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            network = network_class(**inferred, **defaults | given).to(torch.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}, but {error}") from error
-    expected = network.state_dict()
-    state: dict[str, Tensor] = {}
-    for layer_name, layer in zip(_layer_names(expected), detected.layers, strict=True):
-        weight = layer["weight"]
-        fallbacks = {"num_batches_tracked": torch.tensor(0, device="cpu")}  # missing in files from before PyTorch 0.4.1
-        if detected.layout == "authors":  # until they are estimated
-            fallbacks |= {"running_mean": weight.new_zeros(len(weight)), "running_var": weight.new_ones(len(weight))}
-        state |= {f"{layer_name}.{k}": v for k, v in fallbacks.items() if f"{layer_name}.{k}" in expected}
-        state |= {f"{layer_name}.{k}": v for k, v in layer.items()}
-    expect_fit(state, expected, f"{name} does not fit {inferred}")
-    network.load_state_dict(state)
-    notes.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in inferred.items() if v is not None))
-    activation = "LeakyReLU(0.2)" if network_class is Discriminator else "ReLU"
-    assumed: list[str] = [f"{k} {v}" + (" (given)" if k in given else "") for k, v in (defaults | given).items()]
-    notes.append(f"{detected.location}: not shown by the weights, so assumed: " + ", ".join([*assumed, activation]))
-    if dtypes := {tensor.dtype for tensor in state.values()} - {torch.float32, torch.int64}:
-        notes.append(f"{detected.location}: converted {', '.join(sorted(map(str, dtypes)))} to float32")
-    return network.eval()
-
-
-def _infer_config(detected: DetectedNetwork, image_size: int | Sequence[int] | None) -> dict[str, Any]:
-    """Infer a network's arguments from the shapes of its weights."""
-    is_generator = detected.network_class is Generator
-    shapes = [tuple(layer["weight"].shape) for layer in detected.layers if layer["weight"].dim() > 1]
-    # In both networks the convolutions are, from the image on, (C, K, k, k), (2C, C, k, k), ...
-    stem, convs = (shapes[0], shapes[:0:-1]) if is_generator else (shapes[-1], shapes[:-1])
-    paired = detected.layout == "authors" and len(convs) % 2 == 0 and all(conv[0] == conv[1] for conv in convs[1::2])
-    widths = [conv[0] for conv in convs[:: 1 + paired]]
-    cap = max(widths)
-    if widths != [min(widths[0] << stage, cap) for stage in range(len(widths))]:
-        raise ValueError(f"its widths must double from stage to stage, up to a cap, got {widths}")
-    config = {
-        "image_size": _infer_image_size(stem[2:], stem[0 if is_generator else 1], widths, image_size),
-        "channels": convs[0][1],
-        "base_channels": widths[0],
-        "max_channels": None if cap == widths[0] << (len(widths) - 1) else cap,
-        "kernel_size": convs[0][2],
-        "stages": None,
-        "convs_per_stage": 1 + paired,
-        "stem": "conv" if len(stem) == 4 else "linear",
-        "bias": "bias" in detected.layers[0],
-    }
-    if is_generator:
-        unit = len(stem) == 2 and len(detected.layers[1]["weight"]) == stem[0] != widths[-1]
-        config |= {"latent_dim": stem[1 if len(stem) == 2 else 0], "stem_norm": "unit" if unit else "channel"}
-    try:
-        default_stages = len(pyramid(config | {"norm": "batch"})[1])
-    except ValueError:  # the image size needs an explicit number of stages
-        default_stages = 0
-    if detected.layout == "linear5" or default_stages != len(widths):
-        config["stages"] = len(widths)
-    return config
-
-
-def _infer_image_size(
-    map_size: tuple[int, ...], units: int, widths: list[int], image_size: int | Sequence[int] | None
-) -> int | list[int]:
-    """Scale the smallest feature map up by the stages; a linear stem shows only its `units`, so a square is assumed."""
-    scale = 2 ** len(widths)
-    requested = None if image_size is None else sides({"image_size": image_size})
-    height, width = (side * scale for side in map_size or 2 * [round((units / widths[-1]) ** 0.5)])
-    if not map_size and requested and requested[0] * requested[1] * widths[-1] == units * scale**2:
-        height, width = requested
-    elif not map_size and height * width * widths[-1] != units * scale**2:
-        raise ValueError(
-            f"{units} units of width {widths[-1]} do not make a square feature map: pass image_size as (height, width)"
-        )
-    if requested not in (None, (height, width)):
-        raise ValueError(f"its weights imply image_size {height}x{width}, got {image_size}")
-    return height if height == width else [height, width]
-
-
-def _default_config(detected: DetectedNetwork, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the layout's usual values of the arguments that weights do not show."""
-    authors = detected.layout == "authors"
-    norm_eps = {"norm_eps": 1e-8 if authors else 1e-5}
-    if detected.network_class is Discriminator:
-        return norm_eps
-    svhn = (config["image_size"], config["kernel_size"]) == (32, 5)
-    latent = "uniform" if authors and not svhn else "normal"
-    return {"latent": latent, "stem_activation": detected.layout != "linear5", "output": "tanh", **norm_eps}
 
 
 def _layer_names(state: Mapping[str, Tensor]) -> list[str]:

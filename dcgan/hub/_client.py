@@ -44,9 +44,39 @@ def download(
             existing = HfApi(token=options["token"], **IDENTITY).list_repo_files(repo_id, revision=revision)
             absent = next((name for name in names if name not in existing), names[1])
             raise FileNotFoundError(
-                f"{repo_id} has no {class_name}: {absent} is missing{conversion_hint(existing)}"
+                f"{repo_id} has no {class_name}: {absent} is missing{conversion_hint(repo_id, existing)}"
             ) from error
         raise OSError(f"{repo_id} on the Hub changed during three downloads: try again, or pass revision=")
+
+
+def download_weights(repo_id: str, name: str | None, revision: str | None) -> tuple[Path, str]:
+    """Download another program's weights and configuration into the Hub's cache; return the file and its commit.
+
+    Args:
+        repo_id: Repository `"organisation/name"`.
+        name: Path of the file; by default the only one, or the one that huggingface_hub's mixin writes.
+        revision: Branch, tag or commit; by default the latest one.
+
+    Raises:
+        FileNotFoundError: If there is no such repository, revision or file, or several files to choose from.
+        PermissionError: If the repository needs a token.
+        OSError: If the download fails.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    with translate_hub_errors(repo_id, revision):
+        api = HfApi(**IDENTITY)
+        commit = str(api.model_info(repo_id, revision=revision).sha)
+        existing = sorted(api.list_repo_files(repo_id, revision=commit))
+        weights = [path for path in existing if path.endswith((*_PICKLE_SUFFIXES, ".safetensors"))]
+        usual = [path for path in ("model.safetensors", "pytorch_model.bin") if path in weights]
+        chosen = [name] if name else usual[:1] or weights
+        if len(chosen) != 1 or chosen[0] not in existing:
+            listed = ", ".join(weights[:8]) or "no file of weights"
+            raise FileNotFoundError(f"pass one file of {repo_id}, as {repo_id}/FILE: it holds {listed}")
+        files = [chosen[0], *({"config.json"} & set(existing))]
+        paths = [Path(hf_hub_download(repo_id, path, revision=commit, **IDENTITY)) for path in files]
+        return paths[0], commit
 
 
 @contextmanager
@@ -97,7 +127,8 @@ def _network_error(error: Exception, where: str) -> OSError:
     return OSError(f"{where} failed: {error}")
 
 
-def conversion_hint(names: Iterable[str]) -> str:
-    """Return a hint that `dcgan convert` reads the pickles among these files; empty if there are none."""
+def conversion_hint(source: str, names: Iterable[str]) -> str:
+    """Return a hint at `dcgan convert` for the pickles among the files of a folder or repository; empty if none."""
     pickles = sorted(name for name in names if name.endswith(_PICKLE_SUFFIXES))
-    return f"; `dcgan convert` reads the weights in {', '.join(pickles[:3])}" if pickles else ""
+    files = " ".join(f"{source}/{name}" for name in pickles[:2])
+    return f"; `dcgan convert {files} out` converts what other programs wrote" if pickles else ""

@@ -18,6 +18,7 @@ from dcgan.hub._client import IDENTITY, conversion_hint, download, translate_hub
 logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+_FOREIGN = ". If it is another program's, `dcgan convert` may convert its folder or repository"
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the text that Git LFS puts in a file's place begins
 
 
@@ -75,7 +76,7 @@ class Pretrained(nn.Module):
         if not os.fspath(name_or_path):
             raise ValueError("name_or_path must be a folder or a repository's name, got an empty one")
         if path.is_file():
-            remedy = conversion_hint([path.name]) or f"; its folder is {path.parent}"
+            remedy = conversion_hint(str(path.parent), [path.name]) or f"; its folder is {path.parent}"
             raise NotADirectoryError(f"{path} is a file, but networks are loaded from folders{remedy}")
         if path.is_dir():
             config_path, weights_path = _local_files(path, names, cls.__name__)
@@ -123,7 +124,7 @@ class Pretrained(nn.Module):
             arguments = ", ".join(map(repr, unknown))
             raise ValueError(
                 f"{path} does not describe a {cls.__name__}: unknown argument{'s' * (len(unknown) > 1)} {arguments}; "
-                f"{_versions(config)}"
+                f"{_versions(config)}{'' if 'dcgan' in config else _FOREIGN}"
             )
 
     @classmethod
@@ -279,7 +280,7 @@ def _expand_home(folder: str | os.PathLike[str]) -> Path:
 def _local_files(folder: Path, names: list[str], class_name: str) -> list[Path]:
     paths = [folder / name for name in names]
     if absent := [path for path in paths if not path.is_file()]:
-        hint = conversion_hint(path.name for path in folder.iterdir())
+        hint = conversion_hint(str(folder), (path.name for path in folder.iterdir()))
         raise FileNotFoundError(f"{folder} has no {class_name}: {absent[0]} is missing{hint}")
     return paths
 
