@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from dcgan.architectures import list_architectures
     from dcgan.models import Discriminator, Generator, from_pretrained, weights_init
     from dcgan.trainer import Trainer
+    from dcgan.zoo import list_models
 
 __version__ = "0.2.0"
 
@@ -15,10 +16,19 @@ _MODULES = {
     "Trainer": "dcgan.trainer",
     "from_pretrained": "dcgan.models",
     "list_architectures": "dcgan.architectures",
+    "list_models": "dcgan.zoo",
     "weights_init": "dcgan.models",
 }
 
-__all__ = ["Discriminator", "Generator", "Trainer", "from_pretrained", "list_architectures", "weights_init"]
+__all__ = [
+    "Discriminator",
+    "Generator",
+    "Trainer",
+    "from_pretrained",
+    "list_architectures",
+    "list_models",
+    "weights_init",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -82,8 +82,8 @@ class Recipe:
         skip_bad: Skip files that cannot be decoded instead of stopping.
         architecture: Published architecture to start from; the options below override its arguments.
         latent_dim: Length of the latent vectors.
-        base_channels: Width of the stage next to the image, in both networks; by default the architecture's, or 64, or
-            32 for digits.
+        base_channels: Width of the stage next to the image, in both networks; by default the architecture's, or that
+            of the data's recipe, or 64.
         d_base_channels: Width of that stage in the discriminator alone; by default base_channels.
         max_channels: Upper limit on the width of a stage.
         kernel_size: Side of the convolution kernels.
@@ -98,8 +98,9 @@ class Recipe:
         generator: Run, folder or Hub repository to load the generator from.
         discriminator: Run, folder or Hub repository to load the discriminator from.
         steps: Number of training steps, one batch each.
-        epochs: Number of passes over the dataset, instead of steps; 25 if neither is given.
-        batch_size: Number of images per batch; by default 128, or 64 for digits.
+        epochs: Number of passes over the dataset, instead of steps; if neither is given, 25, or that of the data's
+            recipe.
+        batch_size: Number of images per batch; by default that of the data's recipe, or 128.
         loss: Loss of both networks.
         lr: Learning rate of Adam; auto is the rate that fits each network's width, 2e-4 at 128 channels.
         g_lr: Learning rate of the generator, if different.

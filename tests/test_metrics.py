@@ -11,7 +11,7 @@ from scipy.linalg import sqrtm
 
 import dcgan.metrics
 from dcgan.data import load
-from dcgan.metrics import _load_classifier, frechet_distance, image_features
+from dcgan.metrics import _load_classifier, frechet_distance, image_features, moments
 
 CLASSIFIER = Path(dcgan.metrics.__file__).with_name("classifier.safetensors")
 
@@ -36,6 +36,12 @@ def test_the_distance_is_that_of_its_definition():
     assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-9)
 
 
+def test_moments_are_all_that_a_distance_needs():
+    a, b = correlated(300, 1), correlated(200, 2, shift=0.5)
+    expected = frechet_distance(a, b)
+    assert frechet_distance(moments(a), b) == frechet_distance(a, moments(b)) == expected
+
+
 def test_a_shift_counts_by_its_square_and_a_scale_by_its_standard_deviations():
     a = correlated(500, 1)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
@@ -52,10 +58,10 @@ def test_fewer_images_than_features_give_a_finite_distance():
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (torch.zeros(1, 3), torch.zeros(4, 3), r"at least 2, got \(1, 3\) and \(4, 3\)"),
-        (torch.zeros(4, 3), torch.zeros(4, 2), r"got \(4, 3\) and \(4, 2\)"),
+        (torch.zeros(1, 3), torch.zeros(4, 3), r"N at least 2, got \(1, 3\)"),
+        (torch.zeros(4, 3), torch.zeros(4, 2), "same number of features, got 3 and 2"),
         (torch.zeros(4), torch.zeros(4), r"got \(4,\)"),
-        (torch.zeros(4, 3), torch.full((4, 3), torch.nan), "b has features that are not finite"),
+        (torch.zeros(4, 3), torch.full((4, 3), torch.nan), "some of the features are not finite"),
     ],
 )
 def test_what_is_no_pair_of_sets_is_refused(a, b, message):

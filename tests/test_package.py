@@ -24,13 +24,17 @@ ORDER = """
     latents losses augment images metrics ema _distributed _cuda_graphs _optim _checks _monitor
     architectures _config checkpoint recipe
     data._sources data._decoding data._images data._packing data._batches data._datasets data
-    hub._card hub._client hub._pretrained hub
+    hub._card hub._client zoo hub._pretrained hub
     layers models trainer
-    convert._files convert._chains convert._configs convert._statistics convert._build convert
+    convert._files convert._chains convert._configs convert._statistics convert._build convert zoo._fetch
     export generate _quality _build run
     bench._contender bench bench.robustness
-    cli._terminal cli._options cli._bench cli._convert cli._generate cli._recipes cli._train cli __main__
+    cli._terminal cli._options cli._bench cli._convert cli._generate cli._models cli._recipes cli._train cli __main__
 """.split()  # noqa: SIM905 - it reads as the layers that it is
+
+
+# Somebody else's model has to be converted, which takes the classes that load it.
+DEFERRED = {"hub._pretrained": {"zoo._fetch"}}
 
 
 def imported_by(module, *, types_too=False):
@@ -49,8 +53,8 @@ def imported_by(module, *, types_too=False):
     return found
 
 
-def test_six_names_are_public_and_each_is_what_it_says():
-    functions = ["from_pretrained", "list_architectures", "weights_init"]
+def test_seven_names_are_public_and_each_is_what_it_says():
+    functions = ["from_pretrained", "list_architectures", "list_models", "weights_init"]
     assert sorted(dcgan.__all__) == ["Discriminator", "Generator", "Trainer", *functions]
     for name in dcgan.__all__:
         assert getattr(dcgan, name).__name__ == name
@@ -65,7 +69,7 @@ def test_every_module_has_its_place_in_the_order():
 
 @pytest.mark.parametrize("module", ORDER)
 def test_imports_point_one_way(module):
-    assert imported_by(module) <= set(ORDER[: ORDER.index(module)])
+    assert imported_by(module) - DEFERRED.get(module, set()) <= set(ORDER[: ORDER.index(module)])
 
 
 def loaded_after(statement):

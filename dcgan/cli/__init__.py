@@ -1,4 +1,4 @@
-"""The command line: `dcgan train`, `recipes`, `generate`, `convert`, `export` and `bench`.
+"""The command line: `dcgan train`, `recipes`, `models`, `generate`, `convert`, `export` and `bench`.
 
 Commands import what they need when they run, so that they print help and report mistakes without torch.
 
@@ -14,6 +14,7 @@ import dcgan
 from dcgan.cli._bench import bench
 from dcgan.cli._convert import convert, export
 from dcgan.cli._generate import generate
+from dcgan.cli._models import models
 from dcgan.cli._options import read_recipe_file
 from dcgan.cli._recipes import recipes
 from dcgan.cli._terminal import RunError, UsageError, say
@@ -26,7 +27,7 @@ app = App(
     error_console=Console(stderr=True),
 )
 app.command(train, config=read_recipe_file)
-for _command in (recipes, generate, convert, export, bench):
+for _command in (recipes, models, generate, convert, export, bench):
     app.command(_command)
 
 _RENAMED = {  # since 0.1

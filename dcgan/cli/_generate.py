@@ -12,7 +12,7 @@ from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say
 
 
 def generate(
-    model: str,
+    model: str = "mnist",
     *,
     number: Annotated[int, Parameter(name=["--number", "-n"]), COUNT] = 64,
     out: Path = Path("samples"),
@@ -28,7 +28,7 @@ def generate(
     """Generate images as PNG files, or as one archive. Each image depends only on the seed and its index.
 
     Args:
-        model: Folder of a run or of a saved generator, or Hub repository.
+        model: Name of a model, which dcgan models lists; folder of a run or of a saved generator; or Hub repository.
         number: Number of images.
         out: Folder to write 000000.png and so on to; or a .zip of these files, or a .npz of all images in one array.
         seed: Seed of the latents.

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import tempfile
 from inspect import Parameter, signature
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from dcgan import __version__
 from dcgan._files import atomic_write
 from dcgan.hub._client import IDENTITY, conversion_hint, download, translate_hub_errors
+from dcgan.zoo import Model, list_models, load_record
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +48,14 @@ class Pretrained(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """Load a network, in evaluation mode, from a folder, such as that of a run, or from the Hub.
+        """Load a network, in evaluation mode: of the zoo, from a folder, such as that of a run, or from the Hub.
 
         Nothing in the files is executed. The tensors are copied out of the file, which may then be changed or removed.
 
         Args:
-            name_or_path: A folder, in which `~` is the home directory, or a repository `"organisation/name"`.
+            name_or_path: A model that `dcgan.list_models` names; a folder, in which `~` is the home directory; or a
+                repository `"organisation/name"`. A folder in the working directory that holds a network is taken
+                instead of a model of its name; `"./name"` always is the folder.
             revision: Branch, tag or commit of the repository.
             subfolder: Folder inside the folder or repository to load from; a discriminator is in its `discriminator/`.
             cache_dir: Folder for downloads; by default the Hub's usual cache.
@@ -59,11 +63,11 @@ class Pretrained(nn.Module):
             local_files_only: Use the cache only.
             force_download: Download even what the cache holds.
             device: Device of the network.
-            dtype: Floating-point type of the network; by default that of the file.
+            dtype: Floating-point type of the network; by default that of the file, and for models of the zoo float32.
 
         Raises:
-            FileNotFoundError: If there is no such folder, repository, revision or file, or the cache lacks it and
-                `local_files_only` or the variable HF_HUB_OFFLINE forbids downloads.
+            FileNotFoundError: If there is no such model, folder, repository, revision or file, or the cache lacks it
+                and `local_files_only` or the variable HF_HUB_OFFLINE forbids downloads.
             NotADirectoryError: If `name_or_path` is a file.
             PermissionError: If the repository needs a token, or refuses the given one.
             OSError: If the download fails.
@@ -78,16 +82,17 @@ class Pretrained(nn.Module):
         if path.is_file():
             remedy = conversion_hint(str(path.parent), [path.name]) or f"; its folder is {path.parent}"
             raise NotADirectoryError(f"{path} is a file, but networks are loaded from folders{remedy}")
+        options: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        options["force_download"] = force_download
+        if (model := _find_model(name_or_path, path / names[0])) is not None:
+            from dcgan.zoo._fetch import fetch  # which converts to networks of this class
+
+            path, dtype = fetch(model, **options), dtype or torch.float32  # ours are stored in half precision
         if path.is_dir():
             config_path, weights_path = _local_files(path, names, cls.__name__)
         else:
-            options = {
-                "cache_dir": cache_dir,
-                "token": token,
-                "local_files_only": local_files_only,
-                "force_download": force_download,
-            }
-            config_path, weights_path = download(os.fspath(name_or_path), names, revision, cls.__name__, options)
+            name = os.fspath(name_or_path)
+            config_path, weights_path = download(name, names, revision, cls.__name__, options | {"token": token})
         return cls._from_files(config_path, weights_path).to(device, dtype)
 
     @classmethod
@@ -270,6 +275,26 @@ def _inner_path(subfolder: str) -> str:
     if path.anchor or ".." in path.parts:
         raise ValueError(f"subfolder must be a relative path without '..', such as 'faces/ema', got {subfolder!r}")
     return path.as_posix()
+
+
+def _find_model(name_or_path: str | os.PathLike[str], config: Path) -> Model | None:
+    """Return the model of the zoo that a name without a slash is, unless a folder of that name holds a network.
+
+    Raises:
+        FileNotFoundError: If it is neither; repositories on the Hub have a slash in their name.
+    """
+    name = os.fspath(name_or_path)
+    if not isinstance(name_or_path, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        return None
+    if config.is_file():
+        if name in list_models():
+            logger.warning("%s is the folder of that name here, and not the model of the zoo", name)
+        return None
+    if name in list_models():
+        return load_record(name)
+    if not Path(name).is_dir():
+        raise FileNotFoundError(f"there is no folder {name!r}, and no model of that name: {', '.join(list_models())}")
+    return None
 
 
 def _expand_home(folder: str | os.PathLike[str]) -> Path:

@@ -16,33 +16,45 @@ _SIDE = 32  # of the images that the classifier has seen
 _WIDTHS = (32, 32, 64, 64, 128, 128)
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
+Moments = tuple[Tensor, Tensor]
+"""Mean `(F,)` and covariance `(F, F)` of features, in double precision on the CPU."""
+
+
+def moments(features: Tensor) -> Moments:
+    """Return the mean and the covariance of features `(N, F)`, all that a Fréchet distance needs of them.
+
+    Raises:
+        ValueError: If there are fewer than two, or some are not finite.
+    """
+    if features.dim() != 2 or len(features) < 2:
+        raise ValueError(f"features must be (N, F) with N at least 2, got {tuple(features.shape)}")
+    if not features.isfinite().all():
+        raise ValueError("some of the features are not finite")
+    features = features.double().cpu()
+    return features.mean(0), features.T.cov().reshape(features.shape[1], features.shape[1])
+
+
+def frechet_distance(a: Tensor | Moments, b: Tensor | Moments) -> float:
     """Return the Fréchet distance between two sets of features, taken as normal distributions (Heusel et al., 2017).
 
     For means m, n and covariances A, B it is |m - n|² + tr(A + B - 2(AB)^½), and 0 only if these are the same. Few
     images overestimate it, so compare figures of one count only.
 
     Args:
-        a: Features `(N, F)`.
-        b: Features `(M, F)`.
+        a: Features `(N, F)`, or their `moments`.
+        b: Features `(M, F)`, or their `moments`.
 
     Raises:
-        ValueError: If the shapes do not fit, or a set has fewer than two features, or one that is not finite.
+        ValueError: If the features differ in number, or as for `moments`.
     """
-    for name, features in (("a", a), ("b", b)):
-        if features.dim() != 2 or len(features) < 2 or features.shape[1] != a.shape[1]:
-            raise ValueError(
-                f"a and b must be (N, F) and (M, F) with N and M at least 2, got {tuple(a.shape)} and {tuple(b.shape)}"
-            )
-        if not features.isfinite().all():
-            raise ValueError(f"{name} has features that are not finite")
-    a, b = a.double().cpu(), b.double().cpu()
-    covariance_a, covariance_b = (x.T.cov().reshape(x.shape[1], x.shape[1]) for x in (a, b))
+    (mean_a, covariance_a), (mean_b, covariance_b) = (moments(x) if isinstance(x, Tensor) else x for x in (a, b))
+    if mean_a.shape != mean_b.shape:
+        raise ValueError(f"a and b must have the same number of features, got {len(mean_a)} and {len(mean_b)}")
     # The trace of (AB)^½ is that of (A^½ B A^½)^½, the root of a symmetric matrix, which is real.
     values, vectors = torch.linalg.eigh(covariance_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp(min=0).sqrt().sum()
-    means = (a.mean(0) - b.mean(0)).square().sum()
+    means = (mean_a - mean_b).square().sum()
     return max(0.0, float(means + covariance_a.trace() + covariance_b.trace() - 2 * cross))
 
 

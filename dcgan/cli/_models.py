@@ -1,0 +1,65 @@
+"""`dcgan models`."""
+
+from typing import Annotated
+
+from dcgan.cli._options import FLAG
+from dcgan.cli._terminal import RunError, say
+from dcgan.zoo import Model, list_models, load_record
+
+_HEADINGS = ("name", "images", "megabytes", "licence", "figure", "what it draws", "from")
+
+
+def models(*, verify: Annotated[bool, FLAG] = False) -> int:
+    """List the trained models that every command takes by name: ours, on board, and others', which are fetched.
+
+    Args:
+        verify: Fetch every model, compare its hash, convert it, and draw an image.
+    """
+    if verify:
+        return _verify()
+    rows: list[tuple[str, ...]] = [_HEADINGS]
+    rows += [_summarize(load_record(name)) for name in list_models()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    say("\n* not verified here: dcgan models --verify fetches and checks them")
+    say("next:")
+    say(f"  dcgan generate {list_models()[0]} --grid")
+    return 0
+
+
+def _summarize(model: Model) -> tuple[str, ...]:
+    size = model.image_size
+    height, width = size if isinstance(size, list) else (size, size)
+    if model.on_board:
+        weight = sum(path.stat().st_size for path in model.folder.rglob("*.safetensors"))
+    else:
+        weight = sum(file.size or 0 for file in model.files)
+    figure = next((f"{name} {value}".partition(" (")[0].partition(",")[0] for name, value in model.figures.items()), "")
+    mark = "" if model.on_board or model.verified else " *"
+    return (
+        model.name,
+        f"{height}x{width}x{model.channels}",
+        f"{weight / 1e6:.1f}" if weight else "?",
+        model.licence,
+        figure,
+        model.description,
+        ("the package" if model.on_board else model.source.partition(",")[0]) + mark,
+    )
+
+
+def _verify() -> int:
+    from dcgan.models import Generator
+
+    failed = []
+    for name in list_models():
+        try:
+            generator = Generator.from_pretrained(name)
+            shape = tuple(generator.sample(1, seed=0).shape[1:])
+            say(f"{name}: loaded, draws {shape}")
+        except (OSError, ValueError) as error:
+            failed.append(name)
+            say(f"{name}: {error}", error=True)
+    if failed:
+        raise RunError(f"{len(failed)} of {len(list_models())} models could not be verified: {', '.join(failed)}")
+    return 0

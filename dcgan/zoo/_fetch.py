@@ -1,0 +1,88 @@
+"""Fetching somebody else's model: download, compare the hash, convert without executing anything, keep."""
+
+import logging
+import os
+import tempfile
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlsplit
+
+import torch
+
+from dcgan.convert import convert
+from dcgan.data import cache_folder
+from dcgan.hub._pretrained import CONFIG
+from dcgan.zoo import Model, RemoteFile
+
+logger = logging.getLogger(__name__)
+
+
+def fetch(
+    model: Model,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Return the folder of a model: that on board, or one in the cache, where it is put at the first call.
+
+    The variable DCGAN_ZOO_MIRROR replaces `https://` in front of every address, such as by
+    `https://mirror.example.org/`.
+
+    Args:
+        model: Its record.
+        cache_dir: Folder to keep it in; by default `zoo` in the cache of this package.
+        local_files_only: Whether downloading is forbidden.
+        force_download: Whether to download what the cache holds.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        FileNotFoundError: If it is not in the cache, and downloading is forbidden.
+        OSError: If the download fails, or the disk is full.
+        ValueError: If a file has another hash than the record, or is not the network that it was.
+    """
+    if model.on_board:
+        return model.folder
+    parent = Path(cache_dir) if cache_dir is not None else cache_folder() / "zoo"
+    folder = parent / f"{model.name}-{model.files[0].sha256[:12]}"
+    if (folder / CONFIG).is_file() and not force_download:
+        return folder
+    if local_files_only:
+        raise FileNotFoundError(f"{model.name} is not in {parent}, and downloading it is forbidden")
+    logger.warning(
+        "%s is by %s, under the licence %s; it was trained on %s (%s). %s",
+        *(model.name, model.source, model.licence, model.data, model.terms, model.notice),
+    )
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".fetching-") as temporary:
+        paths = [_download(file, Path(temporary), progress=progress) for file in model.files]
+        converted = convert([paths[0].parent] if paths[0].suffix == ".npy" else paths, **model.options)
+        new = Path(temporary) / "converted"
+        converted.save(new)
+        if force_download and folder.exists():
+            folder.rename(Path(temporary) / "old")
+        with suppress(OSError):  # another process was faster, and has put the same there
+            new.rename(folder)
+    if not (folder / CONFIG).is_file():
+        raise OSError(f"{folder} could not be made")
+    return folder
+
+
+def _download(file: RemoteFile, folder: Path, *, progress: bool) -> Path:
+    parts = urlsplit(file.url)
+    mirror = os.environ.get("DCGAN_ZOO_MIRROR")
+    url = f"{mirror.rstrip('/')}/{parts.netloc}{parts.path}" if mirror else file.url
+    path = folder / Path(parts.path).name
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=file.sha256, progress=progress)
+    except (URLError, HTTPException) as error:
+        remedy = "set DCGAN_ZOO_MIRROR to a mirror, or download it elsewhere and use `dcgan convert`"
+        raise OSError(f"{url} could not be downloaded: {error}; {remedy}") from error
+    except RuntimeError as error:  # torch's, for another hash
+        raise ValueError(f"{url} is not the file that it was, or was damaged on the way: {error}") from error
+    if file.size is not None and path.stat().st_size != file.size:
+        raise ValueError(f"{url} has {path.stat().st_size} bytes, not {file.size}")
+    return path

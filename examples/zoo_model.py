@@ -1,0 +1,123 @@
+"""Turn a finished run into a model of the zoo: weights in half precision, its record and its card.
+
+    python examples/zoo_model.py runs/mnist mnist ABOUT.yaml
+
+ABOUT.yaml says what a run does not know: description, data, terms, licence, source, recipe and machine. The model is
+written to dcgan/zoo/weights/NAME and dcgan/zoo/records/NAME.yaml.
+"""
+
+import hashlib
+import json
+import platform
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+import dcgan
+from dcgan import Discriminator, Generator, data, zoo
+from dcgan._quality import Evaluator
+from dcgan.generate import sample_uint8
+from dcgan.hub import model_card
+from dcgan.metrics import frechet_distance, image_features
+from dcgan.recipe import Recipe
+
+FEW, SEEDS = 500, range(100, 110)  # samples of the figure that a test measures again
+
+
+def minutes(records):
+    """Add up the time of the steps, from their speed."""
+    before, total = 0, 0.0
+    for record in records:
+        total += (record["step"] - before) / record["images_per_second"]
+        before = record["step"]
+    return total / 60
+
+
+run, name, about = Path(sys.argv[1]), sys.argv[2], yaml.safe_load(Path(sys.argv[3]).read_text())
+recipe = Recipe.from_yaml((run / "recipe.yaml").read_text())
+records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+figures = {record["step"]: record["fd"] for record in records if "fd" in record}
+steps = records[-1]["step"]
+root = {"root": recipe.root} if recipe.root else {}
+images = data.load(recipe.data, image_size=recipe.image_size, channels=recipe.channels, **root)
+
+folder = zoo.WEIGHTS / name
+generator = Generator.from_pretrained(run)
+generator.half().save_pretrained(folder)
+Discriminator.from_pretrained(run).half().save_pretrained(folder)
+
+shipped, whole = Generator.from_pretrained(folder, dtype=torch.float32), Generator.from_pretrained(run)
+difference = (sample_uint8(shipped, 256, seed=0).int() - sample_uint8(whole, 256, seed=0).int()).abs()
+evaluator = Evaluator(images, torch.device("cpu"))
+distance = evaluator.frechet_distance(shipped, seed=recipe.seed + 2)
+mean, covariance = (moment.float() for moment in evaluator.real)
+save_file({"mean": mean, "covariance": covariance}, folder / "reference.safetensors")
+few = torch.tensor(
+    [
+        frechet_distance(image_features(sample_uint8(shipped, FEW, seed=seed)), (mean.double(), covariance.double()))
+        for seed in SEEDS
+    ]
+)
+
+protocol = (
+    f"2,000 samples against {min(5000, len(images)):,} images, dcgan.metrics.image_features, seed {recipe.seed + 2}"
+)
+command = f"dcgan train --recipe {about.pop('recipe')}" + (" --root DATA" if recipe.root else "")
+training = {
+    "command": command,
+    "steps": steps,
+    "batch_size": recipe.batch_size,
+    "images": steps * recipe.batch_size,
+    "seed": recipe.seed,
+    "minutes": round(minutes(records) * recipe.batch_size),
+    "machine": about.pop("machine"),
+    "versions": f"dcgan {dcgan.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+    "recipe": (run / "recipe.yaml").read_text().replace(str(recipe.root), "DATA"),
+    "curve": figures,
+    "half_precision": f"moves pixels by {difference.float().mean():.4f} of 255 on average, at most {difference.max()}",
+}
+record = {
+    **about,
+    "image_size": recipe.image_size if isinstance(recipe.image_size, int) else list(recipe.image_size),
+    "channels": recipe.channels,
+    "figures": {
+        "distance": f"{distance:.2f} ({protocol})",
+        "distance_of_few": {
+            "samples": FEW,
+            "mean": round(few.mean().item(), 3),
+            "spread": round(4 * few.std().item(), 3),
+        },
+    },
+    "training": training,
+    "verified": True,
+    "sha256": {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*.safetensors"))
+    },
+}
+(zoo.RECORDS / f"{name}.yaml").write_text(yaml.safe_dump(record, sort_keys=False, width=120, allow_unicode=True))
+
+card = model_card(
+    name,
+    shipped.config,
+    architecture=recipe.architecture,
+    dataset=about["data"],
+    steps=steps,
+    batch_size=recipe.batch_size,
+    recipe=training["recipe"],
+    metrics={"Fréchet distance": record["figures"]["distance"]},
+    licence=about["licence"],
+)
+facts = "\n".join(
+    f"- {key.replace('_', ' ')}: {value}" for key, value in training.items() if key not in ("recipe", "curve")
+)
+curve = "\n".join(f"| {step:,} | {value:.2f} |" for step, value in figures.items())
+card += f"\n## Training\n\n- terms of the data: {about['terms']}\n{facts}\n\n| step | distance |\n|---|---|\n{curve}\n"
+(folder / "README.md").write_text(card, encoding="utf-8")
+print(
+    f"{name}: distance {distance:.2f}, of {FEW} samples {few.mean():.2f} ± {few.std():.2f}; half precision "
+    f"{training['half_precision']}"
+)

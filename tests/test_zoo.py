@@ -1,0 +1,275 @@
+"""The zoo: every record against its files, and models of others, fetched from a server that may fail."""
+
+import hashlib
+import logging
+import multiprocessing
+import re
+import resource
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+from original_networks import AuthorsDiscriminator, AuthorsGenerator, TutorialGenerator, save_authors_arrays, save_state
+from safetensors.torch import load_file
+
+import dcgan
+from dcgan import Discriminator, Generator, convert, zoo
+from dcgan.generate import sample_uint8
+from dcgan.metrics import frechet_distance, image_features
+from dcgan.zoo import Model, RemoteFile, _fetch
+
+OURS = [name for name in zoo.list_models() if zoo.load_record(name).on_board]
+OTHERS = [name for name in zoo.list_models() if name not in OURS]
+
+
+def test_ours_come_first():
+    assert dcgan.list_models() == OURS + OTHERS
+    assert sorted(OURS) == OURS != []
+    with pytest.raises(ValueError, match=r"model must be one of mnist, .*, got 'cats'"):
+        zoo.load_record("cats")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_model_on_board_is_what_its_record_says(name):
+    record = zoo.load_record(name)
+    files = {path.relative_to(record.folder).as_posix(): path for path in record.folder.rglob("*.safetensors")}
+    assert {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in files.items()} == record.sha256
+    generator, discriminator = dcgan.from_pretrained(name)
+    assert next(generator.parameters()).dtype == torch.float32
+    assert generator.config["image_size"] == discriminator.config["image_size"] == record.image_size
+    assert generator.sample(1, seed=0).shape[1] == record.channels
+    assert load_file(record.folder / "model.safetensors")["head.conv.weight"].dtype == torch.float16
+
+    reference = {key: value.double() for key, value in load_file(record.folder / "reference.safetensors").items()}
+    few = record.figures["distance_of_few"]
+    features = image_features(sample_uint8(generator, few["samples"], seed=7))
+    distance = frechet_distance(features, (reference["mean"], reference["covariance"]))
+    assert abs(distance - few["mean"]) <= few["spread"]
+    noise = torch.randint(0, 256, (few["samples"], record.channels, 32, 32), dtype=torch.uint8)
+    assert frechet_distance(image_features(noise), (reference["mean"], reference["covariance"])) > 10 * few["mean"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_card_of_a_model_says_what_its_record_does(name):
+    record = zoo.load_record(name)
+    card = (record.folder / "README.md").read_text(encoding="utf-8")
+    training = record.training
+    for fact in (record.data, record.terms, record.licence, record.figures["distance"], training["recipe"].rstrip()):
+        assert fact in card
+    for key in ("command", "machine", "minutes", "seed", "images", "versions", "half_precision"):
+        assert f"{training[key]}" in card
+    assert f'Generator.from_pretrained("{name}")' in card
+    assert "/work" not in card
+    assert training["images"] == training["steps"] * training["batch_size"]
+    assert min(training["curve"].values()) * 3 > training["curve"][max(training["curve"])]  # no collapse at the end
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_model_of_others_names_its_source_and_terms(name):
+    record = zoo.load_record(name)
+    for file in record.files:
+        assert urlsplit(file.url).scheme == "https"
+        assert re.fullmatch(r"[0-9a-f]{8}|[0-9a-f]{64}", file.sha256)
+        fixed = re.search(r"/[0-9a-f]{40}/|/releases/download/|-[0-9a-f]{8}\.pth$", file.url)
+        assert fixed, "an address that may change"
+    assert record.licence
+    assert record.terms
+    assert record.notice
+    assert record.source
+
+
+def test_names_folders_and_repositories_are_told_apart(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    [name, *_] = OURS
+    expected = Generator.from_pretrained(name)
+    Path(name).mkdir()  # which holds no network
+    (Path(name) / "notes.txt").write_text("mine")
+    assert Generator.from_pretrained(name).config == expected.config
+    assert not caplog.records
+    with pytest.raises(FileNotFoundError, match="config.json is missing"):
+        Generator.from_pretrained(f"./{name}")
+    Generator(image_size=16, base_channels=2).save_pretrained(name)
+    assert Generator.from_pretrained(name).config["image_size"] == 16
+    assert "is the folder of that name here, and not the model of the zoo" in caplog.text
+    assert Generator.from_pretrained(Path(name)).config["image_size"] == 16
+    with pytest.raises(FileNotFoundError, match=rf"no folder 'cats', and no model of that name: {name}, "):
+        Generator.from_pretrained("cats")
+
+
+# Models of others, as a server on the loopback interface has them.
+
+
+class Server:
+    """Serves `files` by path. What `answer` returns, if anything, is a status, or the number of bytes to send."""
+
+    def __init__(self):
+        self.files, self.asked, self.answer = {}, [], lambda path: None
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                outer.asked.append(self.path)
+                content, answer = outer.files.get(self.path), outer.answer(self.path)
+                if content is None or answer == 404:
+                    self.send_error(404)
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content[:answer])
+
+            def log_message(self, *_):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.http.shutdown()
+        self.http.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    with Server() as server:
+        monkeypatch.setenv("DCGAN_ZOO_MIRROR", f"http://127.0.0.1:{server.http.server_port}/mirror/")
+        monkeypatch.setenv("DCGAN_CACHE", str(tmp_path / "cache"))
+        yield server
+
+
+def publish(server, monkeypatch, path, name="theirs", *, digits=64, size=True, **fields):
+    """Serve files as a model of somebody else's, and put it into the registry; return its record."""
+    files = []
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        content = file.read_bytes()
+        server.files[f"/mirror/example.org/v1/{file.name}"] = content
+        digest = hashlib.sha256(content).hexdigest()[:digits]
+        files.append(RemoteFile(f"https://example.org/v1/{file.name}", digest, len(content) if size else None))
+    facts = {"description": "noise", "image_size": 64, "channels": 3, "licence": "mit", "data": "CATS", "terms": "none"}
+    record = Model(name=name, figures={}, source="somebody", notice="(c)", files=tuple(files), **facts, **fields)
+    monkeypatch.setattr(zoo, "_records", lambda: {name: record})
+    return record
+
+
+@pytest.fixture
+def theirs(server, monkeypatch, tmp_path):
+    network = TutorialGenerator()
+    publish(server, monkeypatch, save_state(network, tmp_path / "netG.pth"))
+    return network
+
+
+def test_a_model_is_fetched_once_and_its_terms_are_said(server, theirs, caplog):
+    generator = Generator.from_pretrained("theirs")
+    z = torch.randn(3, 6)
+    torch.testing.assert_close(generator(z), theirs.eval()(z), rtol=0, atol=1e-6)
+    assert "theirs is by somebody, under the licence mit; it was trained on CATS (none). (c)" in caplog.text
+    caplog.clear()
+    server.files.clear()  # and there is no network
+    assert torch.equal(Generator.from_pretrained("theirs")(z), generator(z))
+    assert torch.equal(Generator.from_pretrained("theirs", local_files_only=True)(z), generator(z))
+    assert (server.asked, caplog.records) == (["/mirror/example.org/v1/netG.pth"], [])
+    with pytest.raises(FileNotFoundError, match="has no Discriminator"):
+        Discriminator.from_pretrained("theirs")
+    with pytest.raises(OSError, match=r"127.0.0.1.*netG.pth could not be downloaded: .*404.*DCGAN_ZOO_MIRROR"):
+        Generator.from_pretrained("theirs", force_download=True)
+    assert torch.equal(Generator.from_pretrained("theirs")(z), generator(z))  # the old one is still there
+
+
+def test_arrays_and_the_first_digits_of_a_hash_will_do(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(convert, "_BATCHES", 1)
+    (tmp_path / "arrays").mkdir()
+    theirs = AuthorsGenerator()
+    save_authors_arrays(tmp_path / "arrays/g.jl", theirs)
+    save_authors_arrays(tmp_path / "arrays/d.jl", AuthorsDiscriminator())
+    publish(server, monkeypatch, tmp_path / "arrays", digits=8, size=False)
+    generator, _ = dcgan.from_pretrained("theirs")
+    expected = convert.convert([tmp_path / "arrays"]).generator
+    z = torch.randn(2, 5)
+    assert torch.equal(generator(z), expected(z))
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        (404, OSError, "could not be downloaded: .*404"),
+        (1000, (OSError, ValueError), "netG.pth"),  # the connection is cut
+    ],
+)
+def test_what_fails_leaves_nothing_and_can_be_tried_again(server, theirs, answer, kind, message, tmp_path):
+    server.answer = lambda _: answer
+    with pytest.raises(kind, match=message):
+        Generator.from_pretrained("theirs")
+    assert not list((tmp_path / "cache/zoo").iterdir())
+    server.answer = lambda _: None
+    assert Generator.from_pretrained("theirs").config["base_channels"] == 4
+
+
+def test_another_file_under_the_address_is_refused(server, theirs, tmp_path, monkeypatch):
+    other = save_state(TutorialGenerator(), tmp_path / "other.pth").read_bytes()
+    server.files["/mirror/example.org/v1/netG.pth"] = other
+    with pytest.raises(ValueError, match="netG.pth is not the file that it was, or was damaged on the way"):
+        Generator.from_pretrained("theirs")
+    publish(server, monkeypatch, save_authors_arrays(tmp_path / "g.jl", AuthorsGenerator()).with_name("g.jl_01.npy"))
+    with pytest.raises(ValueError, match="recognised no network of the paper's authors"):
+        Generator.from_pretrained("theirs")
+    assert not list((tmp_path / "cache/zoo").iterdir())
+
+
+def in_child(work):
+    """Run `work` in a forked process; return its exit code."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def test_a_full_disk_leaves_nothing(theirs, tmp_path):
+    def work():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        with pytest.raises(OSError, match="File too large|netG.pth"):
+            _fetch.fetch(zoo.load_record("theirs"))
+
+    process = in_child(work)
+    process.join()
+    assert process.exitcode == 0
+    assert not list((tmp_path / "cache/zoo").iterdir())
+
+
+def test_two_processes_at_once_put_one_model(theirs, tmp_path):
+    processes = [in_child(lambda: _fetch.fetch(zoo.load_record("theirs"))) for _ in range(3)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    [folder] = (tmp_path / "cache/zoo").iterdir()
+    assert folder.name.startswith("theirs-")
+    assert Generator.from_pretrained("theirs", local_files_only=True).config["latent_dim"] == 6
+
+
+def test_downloads_can_be_forbidden(theirs, tmp_path):
+    with pytest.raises(FileNotFoundError, match="theirs is not in .*cache.zoo, and downloading it is forbidden"):
+        Generator.from_pretrained("theirs", local_files_only=True)
+
+
+@pytest.mark.parametrize("name", ["svhn"])
+def test_the_authors_svhn_model_is_fetched_as_the_record_has_it(name, server, monkeypatch, caplog):
+    folder = Path(__file__).parents[2] / "shared/checkpoints" / name
+    if not folder.is_dir():
+        pytest.skip(f"no checkpoints in {folder}")
+    monkeypatch.setattr(convert, "_BATCHES", 1)
+    record = zoo.load_record(name)
+    for file in record.files:
+        parts = urlsplit(file.url)
+        server.files[f"/mirror/{parts.netloc}{parts.path}"] = (folder / Path(parts.path).name).read_bytes()
+    caplog.set_level(logging.WARNING)
+    generator, discriminator = dcgan.from_pretrained(name)
+    assert "svhn is by Radford, Metz and Chintala" in caplog.text
+    assert generator.config == Generator.from_architecture("svhn").config
+    assert discriminator.config == Discriminator.from_architecture("svhn").config
+    assert generator.sample(2, seed=0).isfinite().all()
