@@ -102,8 +102,7 @@ def test_every_dataset_and_architecture_resolves(data, architecture):
     assert recipe.image_size == (32 if small else 64)
     assert recipe.channels == (1 if data in {"digits", "mnist", "fashion-mnist"} else 3)
     width = ARCHITECTURES[architecture].get("base_channels")
-    narrow = data in {"digits", "mnist", "fashion-mnist"}
-    assert recipe.base_channels == recipe.d_base_channels == (width or (32 if narrow else 64))
+    assert recipe.base_channels == recipe.d_base_channels == (width or (32 if data in SMALL else 64))
 
 
 @pytest.mark.parametrize("architecture", ["tutorial", "paper"])
