@@ -26,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("offline")
     [
         ({"name": "mnits"}, ValueError, "name must be one of digits, mnist, .* got 'mnits': did you mean 'mnist'"),
         ({"name": "folder"}, ValueError, "the dataset 'folder' needs root, the folder of images"),
+        ({"name": "fake", "root": "empty"}, ValueError, "the dataset 'fake' takes no root, got empty"),
         (
             {"name": "folder", "root": "missing"},
             FileNotFoundError,

@@ -94,6 +94,8 @@ def read_recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCol
         elif "config" in given:
             path = find_recipe(Path(given["config"]))  # which is never a name
         else:
+            if "root" in given and "data" not in given:  # a folder of images, rather than the default dataset
+                Dict({"data": "folder"}, source="--root", use_commands_as_keys=False)(app, commands, arguments)
             return
         values = _load_recipe_file(path)
         if {"steps", "epochs"} & given.keys():  # either replaces the length in the file, whichever that is

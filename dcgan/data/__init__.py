@@ -67,6 +67,8 @@ def load(
     _expect_options(image_size, channels, resize, workers, cache=cache, skip_bad=skip_bad)
     if name == "folder" and root is None:
         raise ValueError("the dataset 'folder' needs root, the folder of images")
+    if name in ("digits", "fake") and root is not None:
+        raise ValueError(f"the dataset {name!r} takes no root, got {root}: 'folder' reads the images of a folder")
 
     root = cache_folder() / "sets" if root is None else Path(root).expanduser()
     decoder = Decoder(open_source(name, root, classes), _sides(image_size), channels, resize)
