@@ -63,7 +63,7 @@ def test_full_width_networks_get_the_published_config(layout, arguments, tmp_pat
         state = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in theirs.state_dict().items()}
         layers, ordered = group_layers(state, ordered=True)
         [chain], _ = find_chains(layers, ordered=ordered)
-        config = infer_config(chain, None, paired=False)
+        config = infer_config(chain, None, authors=False)
         published = ours.from_architecture(layout).config
         assert pyramid(config) == pyramid(published)  # linear5 names the number of stages that it has by default, too
         assert {name: published[name] for name in config if name != "stages"}.items() <= config.items()
@@ -212,7 +212,8 @@ def test_layers_that_do_not_fit_together_are_refused(tmp_path):
     with pytest.raises(ValueError, match=message):
         convert([save_state(g, tmp_path / "g.pth")])
     g, _ = original_pair("tutorial")
-    g.main[3], g.main[4], g.main[6] = nn.ConvTranspose2d(32, 20, 4), nn.BatchNorm2d(20), nn.ConvTranspose2d(20, 8, 4)
+    g.main[3], g.main[4] = nn.ConvTranspose2d(32, 20, 4, bias=False), nn.BatchNorm2d(20)
+    g.main[6] = nn.ConvTranspose2d(20, 8, 4, bias=False)
     message = r"widths must double .*, got \[4, 8, 20, 32\]: main.6.weight \(20, 8, 4, 4\) would need 16 channels"
     with pytest.raises(ValueError, match=message):
         convert([save_state(g, tmp_path / "g.pth")])

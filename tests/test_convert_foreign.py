@@ -51,7 +51,11 @@ EXACT = {
 }
 REFUSED = {
     "anime128x64": ("generator.pth", {}, r"main.15.weight \(4, 3, 4, 1\) would need a kernel of 4x4"),
-    "csinva, 28": ("netD_mnist.pth", {}, r"images are 32x32 if main.8.* covers a 4x4 map, and 28x28 if it is padded"),
+    "csinva, 28": (
+        "netD_mnist.pth",
+        {},
+        r"images are 32x32 if main.8.* covers the last map, and 28x28 if it is padded",
+    ),
     "csinva, 28 given": ("netD_mnist.pth", {"image_size": 28}, r"not 28x28: for that, main.8.* would be padded"),
     "csinva, 34x45": ("netD_cifar100_rect.pth", {"image_size": (34, 45)}, "imply image_size 32x32, not 34x45"),
     "csinva, cifar100": ("netG_cifar100.pth", {}, r"main.12.weight \(2, 1, 1, 1\) would need a kernel of 4x4"),
@@ -127,7 +131,7 @@ def read(state, ordered):
         layers, ordered = group_layers(state, ordered=ordered)
         chains, _ = find_chains(layers, ordered=ordered)
         for chain in chains:
-            infer_config(chain, None, paired=False)
+            infer_config(chain, None, authors=False)
     except ValueError:
         return []
     return chains
@@ -274,9 +278,172 @@ def test_parts_beside_a_network_are_refused_unless_they_are_networks(tmp_path):
     assert converted.generator is not None
     assert converted.discriminator is not None
     assert any("ignored encoder.weight (5, 5)" in note for note in converted.notes)
-    g = nn.utils.parametrizations.spectral_norm(TutorialDiscriminator().main[2])
-    with pytest.raises(ValueError, match=r"parametrizations.weight.\w+ belongs to no convolution"):
-        convert([save_state(g, tmp_path / "g.pth")])
+
+
+def encoder(*widths, last=None):
+    """Plain convolutions that halve, with ReLU."""
+    layers = []
+    for c_in, c_out in pairwise(widths):
+        layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=False), nn.ReLU()]
+    return nn.Sequential(*layers, *([last] if last else []))
+
+
+def decoder(*widths):
+    layers = []
+    for c_in, c_out in pairwise(widths):
+        layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def normalised(*norms):
+    """A discriminator of equal widths, whose layers at these places are normalised."""
+    d = nn.Module()
+    for i in range(4):
+        d.add_module(f"conv{i}", nn.Conv2d(3 if i == 0 else 8, 8, 4, 2, 1))
+        if i in norms:
+            d.add_module(f"bn{i}", nn.BatchNorm2d(8))
+    d.head = nn.Conv2d(8, 1, 4)
+    return d
+
+
+def changed(change):
+    """The tutorial's generator, whose state dict `change` changes."""
+    state = randomize_batchnorm(TutorialGenerator()).state_dict()
+    change(state)
+    return state
+
+
+class Scaled(nn.Module):
+    """A layer whose weights are scaled when it is used, as with an equalised learning rate."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+OTHER_NETWORKS = {
+    "an encoder": (encoder(3, 4, 8), "it may be an encoder or a classifier"),
+    "a classifier": (
+        encoder(3, 4, 8, last=nn.Conv2d(8, 11, 4, bias=False)),
+        r"4.weight \(11, 8, 4, 4\) is last, and would need to make one logit",
+    ),
+    "an autoencoder": (
+        nn.ModuleDict({"encoder": encoder(3, 8, 16), "decoder": decoder(16, 8, 3)}),
+        r"a Generator, but encoder.0.weight .* beside it may be a part of it; if it is none, pass the key 'decoder'",
+    ),
+    "what comes after": (
+        nn.ModuleDict({"generator": TutorialGenerator(), "to_rgb": nn.Conv2d(3, 3, 1)}),
+        r"a Generator, but to_rgb.weight .* beside it may be a part of it",
+    ),
+    "instance norms": (
+        nn.Sequential(
+            *(nn.Conv2d(3, 4, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(4, 8, 4, 2, 1), nn.InstanceNorm2d(8)),
+            *(nn.LeakyReLU(0.2), nn.Conv2d(8, 16, 4, 2, 1), nn.InstanceNorm2d(16), nn.LeakyReLU(0.2)),
+            *(nn.Conv2d(16, 32, 4, 2, 1), nn.InstanceNorm2d(32), nn.LeakyReLU(0.2), nn.Conv2d(32, 1, 4)),
+        ),
+        "leave room for normalisations without weights, such as InstanceNorm",
+    ),
+    "spectral norms": (
+        nn.Sequential(nn.Conv2d(3, 4, 4, 2, 1), nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 1, 4))),
+        r"1.bias \(1,\) is no convolution of images",
+    ),
+    "an equalised rate": (
+        nn.Sequential(Scaled(nn.ConvTranspose2d(5, 8, 4)), Scaled(nn.ConvTranspose2d(8, 3, 4, 2, 1))),
+        "0.module.weight .* is wrapped by itself, by something that may scale it",
+    ),
+    "norms elsewhere": (normalised(0, 1, 2), "bn0 is not defined right after conv1, its layer"),
+    "a norm left out": (
+        normalised(1, 2),
+        "it has 2 normalisations, and would need one after every layer but the first",
+    ),
+    "many layers": (encoder(*[3 * 2**i for i in range(12)], last=nn.Conv2d(6144, 1, 4, bias=False)), "images of"),
+    "a lost gain": (changed(lambda s: s.pop("main.4.weight")), "main.4 has only bias, running_mean, running_var of a"),
+    "a lost variance": (
+        changed(lambda s: s.pop("main.4.running_var")),
+        "main.4 has only bias, running_mean, weight of",
+    ),
+    "lost buffers": (
+        {k: v for k, v in TutorialGenerator().state_dict().items() if "running" not in k},
+        "main.1 has no running statistics: .* or a BatchNorm saved without its buffers",
+    ),
+    "a lost bias": (
+        {k: v for k, v in TutorialGenerator(bias=True).state_dict().items() if k != "main.3.bias"},
+        "main.3 has no bias, but others of its normalised layers have",
+    ),
+    "not a number": (
+        changed(lambda s: s["main.6.weight"].view(-1)[3].fill_(np.nan)),
+        "main.6.weight is torch.float32 and not finite floating-point numbers",
+    ),
+    "a negative variance": (changed(lambda s: s["main.4.running_var"].neg_()), "main.4.running_var is negative"),
+    "integers": (
+        changed(lambda s: s.update({"main.3.weight": s["main.3.weight"].char()})),
+        "main.3.weight is torch.int8",
+    ),
+    "sparse": (
+        changed(lambda s: s.update({"main.3.weight": s["main.3.weight"].to_sparse()})),
+        "3.weight is sparse|sparse tensor invariants",
+    ),
+    "empty": (
+        {"0.weight": torch.zeros(64, 0), "1.weight": torch.zeros(8, 3, 4, 4)},
+        r"0.weight \(64, 0\) is no convol",
+    ),
+    "noise beside": (
+        changed(lambda s: s.update(fixed_noise=torch.zeros(4, 6))),
+        r"tell what fixed_noise \(4, 6\) beside",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_NETWORKS)
+def test_other_networks_are_not_taken_for_ours(case, tmp_path):
+    network, message = OTHER_NETWORKS[case]
+    state = network if isinstance(network, dict) else network.state_dict()
+    torch.save(state, tmp_path / "n.pth")
+    with pytest.raises(ValueError, match=message):
+        convert([tmp_path / "n.pth"])
+
+
+def test_a_part_beside_can_be_declared_none(tmp_path):
+    both = nn.ModuleDict({"encoder": encoder(3, 8, 16), "decoder": decoder(16, 8, 3)})
+    torch.save(both.state_dict(), tmp_path / "n.pth")
+    assert convert([tmp_path / "n.pth"], keys=["decoder"]).generator.config["latent_dim"] == 16
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding", "units", "other"),
+    [(5, 2, 4, "28x28 if its layers round"), (4, 1, 3, "28x28 if its layers round")],
+)
+def test_a_size_that_rounding_leaves_open_is_asked_for(kernel, padding, units, other, tmp_path):
+    convs = [nn.Conv2d(c_in, c_out, kernel, 2, padding) for c_in, c_out in pairwise((1, 4, 8, 16))]
+    layers = [layer for conv in convs for layer in (conv, nn.LeakyReLU(0.2))]
+    d = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * units**2, 1))
+    path = save_state(d, tmp_path / "d.pth")
+    with pytest.raises(ValueError, match=other):
+        convert([path])
+    size = 8 * units
+    converted = convert([path], image_size=size).discriminator
+    x = torch.randn(2, 1, size, size)
+    torch.testing.assert_close(converted(x), d(x)[:, 0], rtol=0, atol=1e-6)
+
+
+def test_a_file_that_holds_itself_and_one_that_chains_in_many_ways_are_soon_refused(tmp_path):
+    holder = {"netG": TutorialGenerator().state_dict()}
+    holder["self"] = holder
+    torch.save(holder, tmp_path / "g.pth")
+    assert convert([tmp_path / "g.pth"]).generator is not None
+    shapes = {f"l{i}.weight": torch.zeros(2, 2, 1, i + 1) for i in range(24)}  # all follow each other
+    save_file(shapes | {"dead.weight": torch.zeros(5, 7, 1, 1)}, tmp_path / "n.safetensors")
+    with pytest.raises(ValueError, match="recognised no network"):
+        convert([tmp_path / "n.safetensors"])
+
+
+def test_half_and_single_precision_in_one_file_are_read(tmp_path):
+    network = randomize_batchnorm(Named())
+    state = {k: v.half() if v.dim() == 4 else v for k, v in network.state_dict().items()}
+    torch.save(state, tmp_path / "g.pth")
+    converted = convert([tmp_path / "g.pth"])
+    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    expect_same(converted, network)
 
 
 # What the weights do not show.
@@ -305,7 +472,7 @@ def test_running_statistics_tell_activation_and_latents(latent, slope, passes, t
 def test_statistics_that_nothing_explains_change_nothing(tmp_path):
     network = randomize_batchnorm(Named())  # arbitrary ones
     converted = convert([save_state(network, tmp_path / "g.pth")])
-    assert not any("running statistics" in note for note in converted.notes)
+    assert any("no assumption explains the running statistics" in note for note in converted.notes)
     assert any("norm_eps 1e-05, activation relu, latent normal, stem_activation True" in n for n in converted.notes)
 
 
@@ -329,8 +496,8 @@ def test_a_configuration_is_compared_with_the_weights(tmp_path):
 class Settings:
     """A program's own object in a checkpoint, which is not unpickled."""
 
-    def __init__(self):
-        self.width = 4
+    def __getstate__(self):
+        return (1, 2)
 
     def __setstate__(self, state):
         raise AssertionError("a program's code ran")
@@ -339,6 +506,6 @@ class Settings:
 @pytest.mark.parametrize("new", [True, False])
 def test_objects_beside_the_weights_are_not_run(new, tmp_path):
     network = randomize_batchnorm(Named())
-    checkpoint = {"options": Settings(), "netG": network.state_dict()}
+    checkpoint = {"options": Settings(), "loss": np.float64(0.3), "netG": network.state_dict()}
     torch.save(checkpoint, tmp_path / "g.pth", _use_new_zipfile_serialization=new)
     expect_same(convert([tmp_path / "g.pth"]), network)

@@ -20,7 +20,16 @@ from dcgan._choices import Activation, Distribution, Output
 from dcgan._config import pyramid
 from dcgan._files import atomic_write
 from dcgan.convert._build import Found, build
-from dcgan.convert._chains import Chain, NetworkClass, chain_of_arrays, find_chains, group_layers
+from dcgan.convert._chains import (
+    Chain,
+    Layer,
+    NetworkClass,
+    chain_of_arrays,
+    describe,
+    find_chains,
+    group_layers,
+    is_neighbour,
+)
 from dcgan.convert._files import find_weights, read_arrays, read_state_dicts
 from dcgan.ema import estimate_batchnorm_statistics
 from dcgan.hub._client import download_weights
@@ -120,7 +129,7 @@ def convert(
             weights leave open.
     """
     notes: list[str] = []
-    found = [network for file in files for network in _find_networks(file, revision, notes)]
+    found = [network for file in files for network in _find_networks(file, keys, revision, notes)]
     if not found:
         raise ValueError("files must name at least one file")
     available = sorted({network.chain.key for network in found})
@@ -210,7 +219,9 @@ def _estimate_statistics(
     return notes
 
 
-def _find_networks(file: str | PathLike[str], revision: str | None, notes: list[str]) -> list[Found]:
+def _find_networks(
+    file: str | PathLike[str], keys: Sequence[str], revision: str | None, notes: list[str]
+) -> list[Found]:
     """Find the networks in a file, a folder or a repository; add what is ignored to `notes`."""
     path = Path(file)
     if (match := _REPOSITORY.fullmatch(str(file))) and not path.exists() and not Path(path.parts[0]).exists():
@@ -223,7 +234,7 @@ def _find_networks(file: str | PathLike[str], revision: str | None, notes: list[
     elif path.is_dir() or path.suffix in {".jl", ".npy"}:
         return [_find_in_arrays(prefix, arrays) for prefix, arrays in read_arrays(path).items()]
     found: list[Found] = []
-    unknown: list[tuple[str, str]] = []
+    unknown: list[tuple[list[Layer], str]] = []
     for state_key, state in read_state_dicts(path):
         if any(re.search(r"(^|\.)blocks\.\d+x\d+\.", name) for name in state):
             raise ValueError(f"{path} is already a network of this library: load its folder with from_pretrained")
@@ -238,12 +249,28 @@ def _find_networks(file: str | PathLike[str], revision: str | None, notes: list[
             layout, known = _identify(chain, names)
             location = f"{path}, {key}" if key else str(path)
             found.append(Found(location, layout, replace(chain, key=key), known, config))
-        unknown += [(f"{state_key}: {what}" if state_key else what, why) for what, why in rest]
+        unknown += rest
     if not found:
-        what, why = unknown[0] if unknown else ("no weights", "it has no layers")
-        raise ValueError(f"{path}: recognised no network, since {why}; it holds {what}")
-    notes += [f"{path}: ignored {what}: {why}" for what, why in unknown]
+        layers, why = unknown[0] if unknown else ([], "it has no layers")
+        raise ValueError(f"{path}: recognised no network, since {why}; it holds {describe(layers)}")
+    _expect_no_part(found, [layers for layers, _ in unknown], keys)
+    notes += [f"{path}: ignored {describe(layers)}: {why}" for layers, why in unknown]
     return found
+
+
+def _expect_no_part(found: list[Found], others: list[list[Layer]], keys: Sequence[str]) -> None:
+    """Check that nothing beside the networks may be a part of them, unless their keys are given.
+
+    Raises:
+        ValueError: If it may.
+    """
+    for network in (network for network in found if network.chain.key not in keys):
+        for layers in others:
+            if is_neighbour(layers, network.chain):
+                raise ValueError(
+                    f"{network.location}: a {network.chain.network_class.__name__}, but {describe(layers)} beside it "
+                    f"may be a part of it; if it is none, pass the key {network.chain.key!r}"
+                )
 
 
 def _identify(chain: Chain, names: str) -> tuple[str, dict[str, Any]]:
@@ -269,12 +296,17 @@ def _read_config(path: Path) -> dict[str, Any]:
     """Read another program's configuration, if there is one.
 
     Raises:
-        ValueError: If it is this library's.
+        ValueError: If it is this library's, or is damaged.
     """
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        return {}
     if config and config.keys() <= {"class", "dcgan", *signature(Generator).parameters}:
         raise ValueError(f"{path.parent} is already a network of this library: load it with from_pretrained")
-    return config if isinstance(config, dict) else {}
+    return config
 
 
 def _generator_names(n: int) -> list[str]:

@@ -60,12 +60,13 @@ def build(
     Raises:
         ValueError: If the class cannot express the network, or its weights leave it open.
     """
-    name, chain = f"{found.location}: a {network_class.__name__}", found.chain
+    name = f"{found.location}: a {network_class.__name__}"
+    chain: Chain = found.chain
     given = {k: v for k, v in options.items() if v is not None}
     hidden = {k: signature(network_class).parameters[k].default for k in options}
     network: Any
     try:
-        inferred = infer_config(chain, image_size, paired=found.layout == "authors")
+        inferred = infer_config(chain, image_size, authors=found.layout == "authors")
         _expect_config(inferred, found.config)
         if "stem_activation" in hidden:
             hidden["stem_activation"] = chain.norms[0] is not None or inferred["norm"] == "none"
@@ -88,8 +89,9 @@ def build(
         hidden.pop("slope")
     why = dict.fromkeys(found.known, f" (as in {found.layout})") | dict.fromkeys(given, " (given)")
     assumed = ", ".join(f"{k} {v}{why.get(k, '')}" for k, v in hidden.items())
-    remarks = [f"not shown by the weights, so assumed: {assumed}", *remarks]
-    if dtypes := {tensor.dtype for tensor in state.values()} - {torch.float32, torch.int64}:
+    remarks = [f"not shown by the weights, so assumed: {assumed}", _describe_assumptions(chain), *remarks]
+    tensors = [tensor for layer in (*chain.layers, *filter(None, chain.norms)) for tensor in layer.tensors.values()]
+    if dtypes := {tensor.dtype for tensor in tensors} - {torch.float32, torch.int64}:
         remarks.append(f"converted {', '.join(sorted(map(str, dtypes)))} to float32")
     notes += [f"{found.location}: {note}" for note in remarks]
     lines += described
@@ -126,7 +128,22 @@ def _match_tensors(chain: Chain, network: Any) -> tuple[dict[str, Tensor], list[
         "latent are a label's row of it, joined to the others as in the original"
         for layer in chain.embeddings
     ]
-    return state, notes, lines
+    floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    return floats, notes, lines
+
+
+def _describe_assumptions(chain: Chain) -> str:
+    """Say how the layers are assumed to be put together, which shapes do not show."""
+    generator = chain.network_class is Generator
+    stem = chain.layers[0 if generator else -1]
+    halves, last = ("doubles", "first") if generator else ("halves", "last")
+    parts = [f"each but the {last} {halves} the sides exactly"]
+    parts.append("normalises before its activation" if any(chain.norms) else "no normalisation without weights")
+    if len(stem.shape) == 2:
+        parts.append(f"the units of {stem.name} are channels, rows, columns")
+    if len({layer.shape for layer in chain.layers}) < len(chain.layers):
+        parts.append("layers of one shape follow each other as in the file")
+    return "and of its layers: " + ", ".join(parts)
 
 
 def _expect_config(inferred: dict[str, Any], config: dict[str, Any]) -> None:

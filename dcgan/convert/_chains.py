@@ -8,7 +8,7 @@ give that of an `nn.Sequential`. Where neither makes a chain, the shapes alone d
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice, pairwise
 
 import torch
 from torch import Tensor
@@ -20,9 +20,14 @@ NetworkClass = type[Generator] | type[Discriminator]
 _WRAPPERS = {"module", "_orig_mod"}  # DataParallel and AveragedModel; torch.compile
 _PARAMETERS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 # Names of whole networks: what stands beside one in a file is another, and not a part of it.
-_ROLE = re.compile(r"gen|dis|critic|ema|av(e?ra?)?g|decod|(^|_)(net_?)?[gd](_|$)", re.IGNORECASE)
+_ROLE = re.compile(r"gen|dis|critic|ema|online|av(e?ra?)?g|decod|(^|_)(net_?)?[gd](_|$)", re.IGNORECASE)
+# Networks that stand beside a generator or a discriminator, and are no part of it.
+_INDEPENDENT = re.compile(
+    r"gen|dis|critic|ema|av(e?ra?)?g|metric|loss|inception|fid|lpips|vgg|(^|[._])(net_?)?[gd]([._]|$)"
+)
 _EMBEDDING = re.compile(r"emb|label|class", re.IGNORECASE)
-_MOST_REORDERED = 24  # layers; a network of this family for 1024×1024 has ten
+_MOST_STEPS = 10_000  # of a search for an order
+_DEEPEST = 24  # components of a name
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Layer:
         return tuple(self.tensors.get("weight", self.tensors.get("running_mean", torch.empty(0))).shape)
 
     def __str__(self) -> str:
-        return f"{self.name}.weight {self.shape}"
+        parameter = "weight" if "weight" in self.tensors else next(iter(self.tensors))
+        return f"{self.name}.{parameter} {tuple(self.tensors[parameter].shape)}".lstrip(".")
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,10 @@ def group_layers(state: Mapping[str, Tensor], *, ordered: bool) -> tuple[list[La
     """
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
-        *parts, parameter = (part for part in name.split(".") if part not in _WRAPPERS)
+        *owners, parameter = name.split(".")
+        # A layer that is wrapped alone may be scaled by its wrapper, as with an equalised learning rate.
+        parts = [part for part in owners[:-1] if part not in _WRAPPERS]
+        parts += [part for part in owners[-1:] if part not in _WRAPPERS or (part == "module" and parts)]
         if parameter == "n_averaged":  # AveragedModel's counter
             continue
         layer = layers.setdefault(".".join(parts), {})
@@ -94,11 +103,13 @@ def group_layers(state: Mapping[str, Tensor], *, ordered: bool) -> tuple[list[La
     return [Layer(name, layers[name]) for name in names], ordered
 
 
-def find_chains(layers: list[Layer], *, ordered: bool, depth: int = 0) -> tuple[list[Chain], list[tuple[str, str]]]:
+def find_chains(
+    layers: list[Layer], *, ordered: bool, depth: int = 0
+) -> tuple[list[Chain], list[tuple[list[Layer], str]]]:
     """Find the networks among the layers of a state dict: all of it, or parts by the components of the names.
 
     Returns:
-        The networks, and what belongs to none: names and shapes, and why.
+        The networks, and the layers that belong to none, with the reason.
 
     Raises:
         ValueError: If layers beside a network may be a part of it.
@@ -110,13 +121,13 @@ def find_chains(layers: list[Layer], *, ordered: bool, depth: int = 0) -> tuple[
     for layer in layers:
         groups.setdefault(".".join(layer.name.split(".")[: depth + 1]), []).append(layer)
     chains: dict[str, list[Chain]] = {}
-    rest: dict[str, list[tuple[str, str]]] = {}
-    if len(layers) > 1:
+    rest: dict[str, list[tuple[list[Layer], str]]] = {}
+    if len(layers) > 1 and depth < _DEEPEST:
         for name, group in groups.items():
             chains[name], rest[name] = find_chains(group, ordered=ordered, depth=depth + 1)
     if not any(chains.values()):
         parts = [part for name, group in groups.items() if len(group) > 2 for part in rest[name]]
-        return [], parts if len(parts) > 1 or (parts and len(groups) == 1) else [(describe(layers), result)]
+        return [], parts if len(parts) > 1 or (parts and len(groups) == 1) else [(layers, result)]
     found = [chain for group in chains.values() for chain in group]
     if all(_ROLE.search(name.rpartition(".")[2]) for name, group in chains.items() if group):
         return found, [part for group in rest.values() for part in group]
@@ -128,7 +139,7 @@ def find_chains(layers: list[Layer], *, ordered: bool, depth: int = 0) -> tuple[
         if not _is_embedding(groups[name], found[0]):
             raise ValueError(
                 f"recognised a {found[0].network_class.__name__} in {found[0].key}, but cannot tell what "
-                f"{rest[name][0][0]} beside it does"
+                f"{describe(rest[name][0][0])} beside it does"
             )
         found = [replace(found[0], embeddings=(*found[0].embeddings, groups[name][0]))]
     return found, []
@@ -162,8 +173,24 @@ def chain_of_arrays(arrays: list[Tensor]) -> Chain | str:
 def _is_embedding(layers: list[Layer], chain: Chain) -> bool:
     """Whether this is an embedding of labels short enough to be a part of the generator's latent."""
     [layer, *others] = layers
-    alone = not others and layer.tensors.keys() == {"weight"} and _EMBEDDING.search(layer.name)
-    return bool(alone) and len(layer.shape) == 2 and layer.shape[1] < _ends(chain.network_class, chain.layers[0])[0]
+    alone = not others and layer.tensors.keys() == {"weight"} and len(layer.shape) == 2
+    if chain.network_class is not Generator or not alone or not _EMBEDDING.search(layer.name):
+        return False
+    return layer.shape[1] < _ends(Generator, chain.layers[0])[0]
+
+
+def is_neighbour(layers: list[Layer], chain: Chain) -> bool:
+    """Whether layers beside a network may make its input, or take its output: then it is a part of a larger one.
+
+    A vector that a generator takes may be anybody's: only maps are compared.
+    """
+    weights = [layer for layer in layers if len(layer.shape) in (2, 4)]
+    if not weights or _INDEPENDENT.search(layers[0].name):
+        return False
+    first, last = chain.layers[0], chain.layers[-1]
+    taken, made = _ends(chain.network_class, first)[0], _ends(chain.network_class, last)[1]
+    feeds = len(first.shape) == 4 and taken in weights[-1].shape[:2]
+    return feeds or (chain.network_class is Generator and len(weights[0].shape) == 4 and made in weights[0].shape[:2])
 
 
 def _recognise(layers: list[Layer], *, ordered: bool, adjacent: bool = True) -> Chain | str:
@@ -180,10 +207,12 @@ def _recognise(layers: list[Layer], *, ordered: bool, adjacent: bool = True) -> 
         for network_class in (Generator, Discriminator):
             for order in _orders_by_shape(network_class, weights) if by_shape else [weights]:
                 try:
-                    chains.append(_fit(network_class, order, norms, ordered=ordered, adjacent=adjacent))
+                    chains.append(_fit(network_class, order, layers, norms, ordered=ordered, adjacent=adjacent))
                 except _UnfitError as error:
                     # The file's own order explains better than another one, and what fits further, better than less.
                     refusals.append((error.progress - by_shape * len(layers), str(error)))
+        if any(chain.layers == weights[::-1] and chain.network_class is Generator for chain in chains):
+            return "it may be an encoder or a classifier, or a Generator whose layers are stored backwards"
         if chains:
             return chains[0] if len(chains) == 1 else f"it may be {' or '.join(map(str, chains))}"
     if not ordered and len({layer.shape for layer in weights}) < len(weights):
@@ -193,19 +222,40 @@ def _recognise(layers: list[Layer], *, ordered: bool, adjacent: bool = True) -> 
 
 def _find_oddity(layer: Layer) -> str | None:
     if unknown := sorted(layer.tensors.keys() - _PARAMETERS):
-        return f"{layer.name}.{unknown[0]} belongs to no convolution, linear layer or BatchNorm"
-    if len(layer.shape) not in (1, 2, 4):
+        return f"{layer.name}.{unknown[0]} belongs to no convolution, linear layer or BatchNorm".lstrip(".")
+    if len(layer.shape) not in (1, 2, 4) or 0 in layer.shape:
         return f"{layer} is no convolution of images, linear layer or BatchNorm"
+    if layer.name.rpartition(".")[2] == "module":
+        return f"{layer} is wrapped by itself, by something that may scale it, such as an equalised learning rate"
+    for name, tensor in layer.tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            return f"{layer.name}.{name} is sparse, or without numbers"
+        if name != "num_batches_tracked" and not (tensor.is_floating_point() and tensor.isfinite().all()):
+            return f"{layer.name}.{name} is {tensor.dtype} and not finite floating-point numbers"
+    if (variance := layer.tensors.get("running_var")) is not None and variance.min() < 0:
+        return f"{layer.name}.running_var is negative"
     return None
 
 
 def _fit(
-    network_class: NetworkClass, order: list[Layer], norms: list[Layer], *, ordered: bool, adjacent: bool
+    network_class: NetworkClass,
+    order: list[Layer],
+    layers: list[Layer],
+    norms: list[Layer],
+    *,
+    ordered: bool,
+    adjacent: bool,
 ) -> Chain:
     _expect_chain(network_class, order)
     pairs = _pair_norms(network_class, order, norms, ordered=ordered)
     if adjacent:
         _expect_adjacent(order, pairs)
+    if ordered and adjacent:
+        _expect_interleaved(layers, order, pairs)
+    normalised = [layer for layer, norm in zip(order, pairs, strict=True) if norm and len(layer.shape) == 4]
+    if len({"bias" in layer.tensors for layer in normalised}) == 2:
+        lacking = next(layer.name for layer in normalised if "bias" not in layer.tensors)
+        raise _UnfitError(len(order), f"{lacking} has no bias, but others of its normalised layers have")
     return Chain(network_class, order, pairs)
 
 
@@ -234,14 +284,15 @@ def _follows(network_class: NetworkClass, before: Layer, after: Layer) -> bool:
 
 def _orders_by_shape(network_class: NetworkClass, weights: list[Layer]) -> list[list[Layer]]:
     """Return up to two orders in which each layer takes what the one before it makes; none if two have one shape."""
-    if len({layer.shape for layer in weights}) < len(weights) or len(weights) > _MOST_REORDERED:
+    if len({layer.shape for layer in weights}) < len(weights):
         return []
+    steps = count()
 
     def extend(order: list[Layer], rest: list[Layer]) -> Iterator[list[Layer]]:
         if not rest:
             yield order
         for layer in rest:
-            if not order or _follows(network_class, order[-1], layer):
+            if next(steps) < _MOST_STEPS and (not order or _follows(network_class, order[-1], layer)):
                 yield from extend([*order, layer], [other for other in rest if other is not layer])
 
     return list(islice(extend([], weights), 2))
@@ -280,11 +331,7 @@ def _pair_norms(
         raise _UnfitError(
             len(order), f"it has {len(norms)} normalisations, and would need one after every layer {places}"
         )
-    for norm in norms:
-        if "running_mean" not in norm.tensors:
-            raise _UnfitError(
-                len(order), f"{norm.name} has no running statistics: it is an instance, group or layer norm"
-            )
+    _expect_statistics(norms, len(order))
     widths = [{_ends(network_class, layer)[1]} for layer in hidden if norms]
     if norms and len(order[0].shape) == 2 and hidden[0] is order[0]:
         widths[0].add(_ends(network_class, order[1])[0])  # per channel; above, per unit
@@ -297,6 +344,16 @@ def _pair_norms(
             raise _UnfitError(len(order), f"its normalisations, {sorted(by_width)} wide, do not fit its layers")
     after = {layer.name: norm for layer, norm in zip(hidden, norms, strict=False)}
     return [after.get(layer.name) for layer in order]
+
+
+def _expect_statistics(norms: list[Layer], progress: int) -> None:
+    for norm in norms:
+        names = norm.tensors.keys() - {"num_batches_tracked"}
+        if "running_mean" not in names and "running_var" not in names:
+            kind = "it is an instance, group or layer norm, or a BatchNorm saved without its buffers"
+            raise _UnfitError(progress, f"{norm.name} has no running statistics: {kind}")
+        if names not in ({"running_mean", "running_var"}, _PARAMETERS - {"num_batches_tracked"}):
+            raise _UnfitError(progress, f"{norm.name} has only {', '.join(sorted(names))} of a BatchNorm")
 
 
 def _expect_adjacent(order: list[Layer], norms: list[Layer | None]) -> None:
@@ -315,3 +372,19 @@ def _expect_adjacent(order: list[Layer], norms: list[Layer | None]) -> None:
     numbers = [int(part) for part in order[0].name.split(".") if part.isdigit()]
     if numbers and numbers[0] > 2:
         raise _UnfitError(len(order), f"layers before {order[0].name} are missing")
+    if not any(norms) and len(set(parents)) == 1:
+        places = [int(place) for layer in order if (place := layer.name.rpartition(".")[2]).isdigit()]
+        if any(after - before > 2 for before, after in pairwise(places[:-1])):
+            room = "the numbers of its layers leave room for normalisations without weights"
+            raise _UnfitError(len(order), f"{room}, such as InstanceNorm, between them")
+
+
+def _expect_interleaved(layers: list[Layer], order: list[Layer], norms: list[Layer | None]) -> None:
+    """Check that each normalisation is defined right after its layer, unless all are defined after all layers."""
+    place = {layer.name: i for i, layer in enumerate(layers)}
+    own = [place[norm.name] for norm in norms if norm]
+    if not own or min(own) > max(place[layer.name] for layer in order):
+        return
+    for layer, norm in zip(order, norms, strict=True):
+        if norm and place[norm.name] != place[layer.name] + 1:
+            raise _UnfitError(len(order), f"{norm.name} is not defined right after {layer.name}, its layer")

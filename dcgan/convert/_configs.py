@@ -5,17 +5,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from dcgan._config import pyramid, sides
-from dcgan.convert._chains import Chain
+from dcgan.convert._chains import Chain, Layer
 from dcgan.models import Generator
 
+_LARGEST = 4096  # pixels a side
 
-def infer_config(chain: Chain, image_size: int | Sequence[int] | None, *, paired: bool) -> dict[str, Any]:
+
+def infer_config(chain: Chain, image_size: int | Sequence[int] | None, *, authors: bool) -> dict[str, Any]:
     """Infer a network's arguments from the shapes of its weights.
 
     Args:
         chain: Its layers.
         image_size: Side, or (height, width), to expect.
-        paired: Whether a stage may have two convolutions, of which one keeps the resolution.
+        authors: Whether it is the paper authors': a stage may have two convolutions then, of which one keeps the
+            resolution, and a discriminator halves exactly.
 
     Raises:
         ValueError: If our networks cannot express it, naming the first layer that does not fit, or if its weights
@@ -27,7 +30,7 @@ def infer_config(chain: Chain, image_size: int | Sequence[int] | None, *, paired
     kernel = Counter(conv.shape[2:] for conv in convs).most_common(1)[0][0]
     if odd := [layer for layer in chain.layers if layer in convs and layer.shape[2:] != kernel]:
         raise ValueError(f"{odd[0]} would need a kernel of {kernel[0]}x{kernel[1]}, as most of its layers have")
-    paired = paired and len(convs) % 2 == 0 and all(conv.shape[0] == conv.shape[1] for conv in convs[1::2])
+    paired = authors and len(convs) % 2 == 0 and all(conv.shape[0] == conv.shape[1] for conv in convs[1::2])
     convs = convs[:: 1 + paired]
     widths = [conv.shape[0] for conv in convs]
     cap = max(widths)
@@ -39,7 +42,7 @@ def infer_config(chain: Chain, image_size: int | Sequence[int] | None, *, paired
             f"{convs[wrong]} would need {expected[wrong]} channels instead of {widths[wrong]}"
         )
     config = {
-        "image_size": _infer_image_size(chain, kernel, widths, image_size),
+        "image_size": _infer_image_size(chain, kernel, widths, image_size, certain=authors),
         "channels": convs[0].shape[1],
         "base_channels": widths[0],
         "max_channels": None if cap == widths[0] << (len(widths) - 1) else cap,
@@ -65,7 +68,12 @@ def infer_config(chain: Chain, image_size: int | Sequence[int] | None, *, paired
 
 
 def _infer_image_size(
-    chain: Chain, kernel: tuple[int, ...], widths: list[int], image_size: int | Sequence[int] | None
+    chain: Chain,
+    kernel: tuple[int, ...],
+    widths: list[int],
+    image_size: int | Sequence[int] | None,
+    *,
+    certain: bool,
 ) -> int | list[int]:
     """Scale the smallest feature map up by the stages; a linear stem shows only its units, so a square is assumed."""
     is_generator, scale = chain.network_class is Generator, 2 ** len(widths)
@@ -79,11 +87,32 @@ def _infer_image_size(
         raise ValueError(
             f"{units} units of width {widths[-1]} do not make a square feature map: pass image_size as (height, width)"
         )
-    # The last convolution of a discriminator may also be one like the others, padded, of a map of 3x3: 28 halves to it.
-    padded = not is_generator and map_size == kernel == (4, 4) and (height, width) == (32, 32)
-    if padded and expected is None:
-        raise ValueError(f"its images are 32x32 if {stem} covers a 4x4 map, and 28x28 if it is padded: pass image_size")
+    if max(height, width) > _LARGEST:
+        raise ValueError(f"its {len(widths)} stages imply images of {height}x{width}")
+    padded = not is_generator and map_size == kernel and (kernel[0] % 2 == 1 or (height, width) == (32, 32))
+    if not is_generator and expected is None and not certain:
+        _expect_unambiguous(stem, kernel[0], len(widths), (height, width), padded=padded)
     if expected not in (None, (height, width)):
         remark = f": for that, {stem} would be padded, which cannot be expressed" if padded else ""
         raise ValueError(f"its weights imply image_size {height}x{width}, not {expected[0]}x{expected[1]}{remark}")
     return height if height == width else [height, width]
+
+
+def _expect_unambiguous(stem: Layer, kernel: int, stages: int, size: tuple[int, int], *, padded: bool) -> None:
+    """Check that the size of a discriminator's images follows from its weights.
+
+    Raises:
+        ValueError: If images of another usual size make the same smallest map, or the last layer may be padded.
+    """
+    side = 28  # of MNIST, which halves to 14, 7, and then to 3 or 4
+    for _ in range(stages):
+        side = (side + kernel % 2) // 2
+    rounded = (side, side) == (size[0] >> stages, size[1] >> stages) and size != (28, 28)
+    if rounded:
+        raise ValueError(f"its images are {size[0]}x{size[1]}, or 28x28 if its layers round: pass image_size")
+    if padded:
+        other = "28x28" if kernel == 4 else "of another size"
+        raise ValueError(
+            f"its images are {size[0]}x{size[1]} if {stem} covers the last map, and {other} if it is padded: "
+            "pass image_size"
+        )

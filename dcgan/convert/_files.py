@@ -14,6 +14,8 @@ from torch import Tensor
 from dcgan.hub._pretrained import WEIGHTS
 
 _ARRAY_FILE = re.compile(r"(.+)_(\d+)\.npy")
+_SUFFIXES = {".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".model"}
+_DEEPEST = 12  # levels of containers around a state dict
 _WEIGHT_FILES = (WEIGHTS, "pytorch_model.bin")
 
 
@@ -32,14 +34,19 @@ def find_weights(folder: Path) -> Path | None:
     return next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
 
 
-def _find_state_dicts(value: object, key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _find_state_dicts(
+    value: object, key: str = "", parents: tuple[int, ...] = ()
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    if len(parents) > _DEEPEST or id(value) in parents:  # a pickle may hold itself
+        return
     sequence = enumerate(value) if isinstance(value, list | tuple) else ()
     items: list[tuple[Any, Any]] = list(value.items() if isinstance(value, Mapping) else sequence)
     tensors = {str(name): item for name, item in items if isinstance(item, Tensor)}
     if any(name.rpartition(".")[2] == "weight" for name in tensors):
         yield key, tensors
     for name, item in items:
-        yield from _find_state_dicts(item, f"{key}.{name}" if key else str(name))
+        if isinstance(item, Mapping | list | tuple):
+            yield from _find_state_dicts(item, f"{key}.{name}" if key else str(name), (*parents, id(value)))
 
 
 def _load(path: Path) -> Any:
@@ -89,7 +96,8 @@ def _load_pickle(path: Path) -> Any:
             trusted = name.partition(".")[0] not in {"torch", *sys.stdlib_module_names} or name == "argparse.Namespace"
             if not name or not trusted or name in {known for _, known in stand_ins}:
                 raise first from None  # which names the object that the file is about
-            stand_ins.append((type(name.rpartition(".")[2], (), {"__init__": lambda *_, **__: None}), name))
+            methods = {"__init__": lambda *_, **__: None, "__setstate__": lambda *_: None}
+            stand_ins.append((type(name.rpartition(".")[2], (), methods), name))
 
 
 def read_arrays(path: Path) -> dict[str, list[Tensor]]:
@@ -109,7 +117,9 @@ def read_arrays(path: Path) -> dict[str, list[Tensor]]:
         if (match := _ARRAY_FILE.fullmatch(file.name)) and stem in (None, match[1]):
             files.setdefault(match[1], {})[int(match[2])] = file
     if not files:
-        raise FileNotFoundError(f"{folder} has no numbered arrays {stem or 'NAME'}_01.npy, ...")
+        others = sorted(file.name for file in folder.glob("*") if file.suffix in _SUFFIXES)[:8]
+        hint = f"; name one of its files: {', '.join(others)}" if others else ""
+        raise FileNotFoundError(f"{folder} has no numbered arrays {stem or 'NAME'}_01.npy, ...{hint}")
     for name, numbered in files.items():
         if missing := sorted(set(range(1, max(numbered) + 1)) - numbered.keys()):
             raise FileNotFoundError(f"{folder / name}_NN.npy: numbers {', '.join(map(str, missing))} are missing")

@@ -8,18 +8,21 @@ for the average with the statistics of the trained network, it was 18 and 3.6 ti
 """
 
 import copy
+import math
 from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
 
+from dcgan._config import sides
 from dcgan.ema import BATCH_NORMS
 from dcgan.latents import seeded_latents
 from dcgan.models import Generator
 
-_LATENTS = 128
+_LATENTS = 128  # for images of 64×64 or smaller ones
 _DECISIVE = 2.0  # how much nearer the statistics must be to another assumption than to the usual one
-_EXPLAINED = 0.02  # mismatch above which no assumption explains them; above, the right ones were below 0.007
+_UNEXPLAINED = 0.03
+_EXPLAINED = 0.01  # mismatch above which no assumption explains them; above, the right ones were below 0.007
 
 
 def follow_statistics(
@@ -48,7 +51,7 @@ def follow_statistics(
             trial.load_state_dict(generator.state_dict())
             trials.append((_mismatch(trial, skip_stem=skip_stem), option, trial))
         least, option, trial = min(trials, key=lambda trial: trial[0])
-        if least > _EXPLAINED or least * _DECISIVE > mismatch:
+        if not (least <= _EXPLAINED and least * _DECISIVE <= mismatch):
             break
         notes.append(
             f"{option} {trial.config[option]}, not {generator.config[option]}: the running statistics of its "
@@ -56,6 +59,11 @@ def follow_statistics(
         )
         changes[option] = trial.config[option]
         generator, mismatch = trial, least
+    if math.isfinite(mismatch) and mismatch > _UNEXPLAINED:
+        notes.append(
+            f"no assumption explains the running statistics of its BatchNorms ({mismatch:.2g}): its activation, "
+            "epsilon or order of layers may be another, or the statistics those of other weights"
+        )
     return generator, changes, notes
 
 
@@ -70,11 +78,15 @@ def _mismatch(generator: Generator, *, skip_stem: bool) -> float:
     norms: list[Any] = [module for module in network.modules() if isinstance(module, BATCH_NORMS)]
     if skip_stem and norms:
         norms.pop(0).eval()
-    stored = [(norm.running_mean.clone(), norm.running_var.clone(), int(norm.num_batches_tracked)) for norm in norms]
+    stored = [
+        (norm.running_mean.clone(), norm.running_var.clone(), max(0, int(norm.num_batches_tracked))) for norm in norms
+    ]
     for norm in norms:
         norm.momentum = 1.0
     length, distribution = network.config["latent_dim"], network.config["latent"]
-    network(seeded_latents(_LATENTS, length, seed=0, distribution=distribution))
+    height, width = sides(network.config)
+    latents = max(16, min(_LATENTS, _LATENTS * 64 * 64 // (height * width)))
+    network(seeded_latents(latents, length, seed=0, distribution=distribution))
     mismatches = []
     # After few batches they still are initial values, zeros and ones, in part; unless they were estimated anew.
     for initial in (0.9, 0.0):
