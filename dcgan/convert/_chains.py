@@ -189,7 +189,8 @@ def is_neighbour(layers: list[Layer], chain: Chain) -> bool:
         return False
     first, last = chain.layers[0], chain.layers[-1]
     taken, made = _ends(chain.network_class, first)[0], _ends(chain.network_class, last)[1]
-    feeds = len(first.shape) == 4 and taken in weights[-1].shape[:2]
+    before = weights[-1].shape
+    feeds = len(first.shape) == 4 and (taken in before[:2] or (len(before) == 2 and before[0] % taken == 0))
     return feeds or (chain.network_class is Generator and len(weights[0].shape) == 4 and made in weights[0].shape[:2])
 
 
