@@ -16,6 +16,7 @@ import torch
 
 import dcgan
 from dcgan import Generator, checkpoint, cli
+from dcgan.cli import _migration
 from dcgan.cli._terminal import RunError, UsageError, collect_signals, exit_on_error, log_above_progress_bar
 from dcgan.data import BadImages
 from dcgan.recipe import Recipe
@@ -185,6 +186,35 @@ def test_a_reader_that_goes_away_is_not_an_error(arguments):
     os.close(writer)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
+
+
+THEIRS = {
+    "train --dataset cifar10 --dataroot X --niter 5 --batchSize=64 --imageSize 64 --cuda --ngpu 2 --outf o": (
+        "dcgan train --recipe tutorial --data cifar10 --root X --epochs 5 --batch-size 64 --image-size 64 "
+        "--device cuda --out o"
+    ),
+    "train --niter 5 --lr 0.1": "dcgan train --epochs 5 --lr 0.1",
+    "train --nz 9 --ngf 8 --ndf 4 --manualSeed 1 --accel": (
+        "dcgan train --latent-dim 9 --base-channels 8 --d-base-channels 4 --seed 1"
+    ),
+    "train --netG g.pth": "dcgan train --generator g.pth after dcgan convert g.pth FOLDER, and with this folder",
+    "generate -load_path model/m.pth -num_output 9": "dcgan generate model/m.pth --number 9 after dcgan convert",
+}
+
+
+@pytest.mark.parametrize("line", THEIRS)
+def test_options_of_published_scripts_are_answered_with_the_command(line, dcgan_says):
+    code, out, err = dcgan_says(*line.split())
+    assert (code, out) == (2, "")
+    assert f"these are options of a published script; here it is {THEIRS[line]}" in err
+
+
+def test_the_page_for_users_of_other_scripts_has_every_option():
+    page = (Path(__file__).parents[1] / "docs/migrating.md").read_text(encoding="utf-8")
+    for theirs in {**_migration.RENAMED, **_migration.FLAGS} | dict.fromkeys(_migration.DROPPED):
+        assert f"`{theirs}`" in page
+    for ours in filter(None, [*_migration.RENAMED.values(), *_migration.FLAGS.values()]):
+        assert f"`{ours.split()[0]}" in page
 
 
 MISTAKES = {

@@ -29,7 +29,8 @@ ORDER = """
     convert._files convert._chains convert._configs convert._statistics convert._build convert zoo._fetch
     export generate _quality _build run
     bench._contender bench bench.robustness
-    cli._terminal cli._options cli._bench cli._convert cli._generate cli._models cli._recipes cli._train cli __main__
+    cli._terminal cli._migration cli._options
+    cli._bench cli._convert cli._generate cli._models cli._recipes cli._train cli __main__
 """.split()  # noqa: SIM905 - it reads as the layers that it is
 
 

@@ -14,6 +14,7 @@ import dcgan
 from dcgan.cli._bench import bench
 from dcgan.cli._convert import convert, export
 from dcgan.cli._generate import generate
+from dcgan.cli._migration import translate
 from dcgan.cli._models import models
 from dcgan.cli._options import read_recipe_file
 from dcgan.cli._recipes import recipes
@@ -65,3 +66,5 @@ def _refuse_old_names(arguments: list[str]) -> None:
     for argument in arguments:
         if (name := argument.partition("=")[0]) in _RENAMED:
             raise UsageError(f"{name} is now {_RENAMED[name]}")
+    if (command := translate(arguments)) is not None:
+        raise UsageError(command)
