@@ -62,6 +62,11 @@ def test_existing_files_are_not_overwritten_without_force(folder, tmp_path, caps
     assert (folder / "model.safetensors").read_bytes() == before
 
 
+def test_an_export_is_called_what_it_is(folder, tmp_path, capsys):
+    message = f"export writes ONNX: the file's name must end in .onnx, got {tmp_path / 'g.pt'}"
+    assert message in said(capsys, "export", folder, tmp_path / "g.pt", code=2)
+
+
 def test_mistakes_of_conversion_are_reported(folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert "needs at least one path to read, then the path to write" in said(capsys, "convert", out, code=2)

@@ -194,10 +194,26 @@ def test_an_interrupted_archive_leaves_the_old_one(model, tmp_path):
 
 def test_a_grid_and_a_folder_are_not_archives(model, tmp_path, capsys):
     assert generate(model, "--grid", "--out", tmp_path / "a.zip") == 2
-    assert "--grid writes grid.png to a folder" in capsys.readouterr().err
+    assert "--grid writes a picture, but --out is an archive" in capsys.readouterr().err
     (tmp_path / "b.npz").mkdir()
     assert generate(model, "--out", tmp_path / "b.npz") == 2
     assert "b.npz is a folder" in capsys.readouterr().err
+
+
+def test_endings_mean_what_they_say(model, tmp_path, capsys):
+    for ending in ("gif", "mp4", "npy", "png", "JPG"):
+        assert generate(model, "--out", tmp_path / f"walk.{ending}") == 2
+        assert f"with --grid, a folder or a .png; got {tmp_path / f'walk.{ending}'}" in capsys.readouterr().err
+    assert generate(model, "--grid", "--out", tmp_path / "walk.gif") == 2
+    assert not list(tmp_path.iterdir())
+    capsys.readouterr()
+    assert generate(model, "-n", 2, "--grid", "--out", tmp_path / "pictures/grid.png") == 0
+    assert capsys.readouterr().out == f"2 images in {tmp_path / 'pictures/grid.png'}\n"
+    with Image.open(tmp_path / "pictures/grid.png") as picture:
+        assert picture.format == "PNG"
+    assert generate(model, "-n", 2, "--grid", "--out", tmp_path / "pictures/grid.png") == 2
+    assert "grid.png exists: --force" in capsys.readouterr().err
+    assert generate(model, "-n", 2, "--out", tmp_path / "v1.2") == 0  # a folder's name may have a dot
 
 
 def test_images_in_bfloat16_are_close(model, tmp_path):

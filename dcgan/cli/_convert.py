@@ -103,6 +103,8 @@ def export(
         force: Overwrite an existing file.
     """
     with exit_on_error():
+        if out.suffix != ".onnx":
+            raise UsageError(f"export writes ONNX: the file's name must end in .onnx, got {out}")
         if out.exists() and not force:
             raise UsageError(f"{out} exists: --force overwrites it")
         from dcgan.export import export_onnx

@@ -11,6 +11,9 @@ from dcgan.cli._options import COUNT, FLAG, NATURAL, STEP
 from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say
 
 
+_FILES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".webm", ".npy", ".pt", ".pth", ".safetensors"}
+
+
 def generate(
     model: str = "mnist",
     *,
@@ -34,7 +37,7 @@ def generate(
         seed: Seed of the latents.
         start: Index of the first image.
         step: Of a run, take the generator as it was at this step, or at the best one, instead of the last.
-        grid: Write all images as a single picture, grid.png.
+        grid: Write all images as a single picture: grid.png in the folder, or --out itself if it is a .png.
         force: Overwrite existing files.
         batch_size: Number of images computed at once; by default as many as make a million pixels, at most 256.
         precision: Floating-point format to compute in.
@@ -48,10 +51,13 @@ def generate(
         from dcgan.models import Generator
 
         if grid and out.suffix in ARCHIVES:
-            raise UsageError(f"--grid writes grid.png to a folder, but --out is an archive, {out}")
-        if out.exists() and out.is_dir() == (out.suffix in ARCHIVES):
+            raise UsageError(f"--grid writes a picture, but --out is an archive, {out}")
+        if out.suffix.lower() in _FILES and not (grid and out.suffix == ".png"):
+            raise UsageError(f"--out must be a folder, a .zip or a .npz; with --grid, a folder or a .png; got {out}")
+        picture = out if grid and out.suffix == ".png" else out / "grid.png"
+        is_file = out.suffix in ARCHIVES or picture == out
+        if out.exists() and out.is_dir() == is_file:
             raise UsageError(f"--out must be a folder, but {out} is a file" if out.is_file() else f"{out} is a folder")
-        picture = out / "grid.png"
         existing = [path for path in [picture] if path.exists()] if grid else existing_files(out, number, start=start)
         if existing and not force:
             more = f" (and {len(existing) - 1} more of these files)" if existing[1:] else ""
