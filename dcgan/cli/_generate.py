@@ -10,7 +10,6 @@ from dcgan._choices import Precision
 from dcgan.cli._options import COUNT, FLAG, NATURAL, STEP
 from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say
 
-
 _FILES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".webm", ".npy", ".pt", ".pth", ".safetensors"}
 
 
