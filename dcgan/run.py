@@ -106,12 +106,12 @@ class Run:
             ValueError: If the recipe, the dataset and the networks to start from do not fit together.
             OSError: If the folder cannot be written.
         """
-        _expect_empty(folder)
+        expect_empty(folder)
         device = _build.select_device(recipe.device)
         recipe, generator, discriminator = _build.build_networks(recipe)
         images = _build.open_images(recipe, progress)
         trainer = _build.build_trainer(recipe, generator.to(device), discriminator.to(device))
-        _expect_empty(folder)  # packing may have taken minutes
+        expect_empty(folder)  # packing may have taken minutes
         run = cls(_create_folder(folder, recipe.data), recipe, images, trainer)
         try:
             run._write("recipe.yaml", recipe.to_yaml())
@@ -466,7 +466,12 @@ def _join_steps(steps: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(steps)))
 
 
-def _expect_empty(folder: Path | None) -> None:
+def expect_empty(folder: Path | None) -> None:
+    """Check that a new run can have a folder.
+
+    Raises:
+        FileExistsError: If it holds something, or is a file.
+    """
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists: continue with --resume {folder}, or choose another folder")
 

@@ -304,6 +304,15 @@ def test_a_named_recipe_trains_on_the_dataset_of_choice(dcgan_says):
     assert checkpoint.list_states(Path("run/state"))[-1].stem == "step-000002"
 
 
+def test_a_dry_run_refuses_what_the_run_would(dcgan_says):
+    code, _, err = dcgan_says("train", *SMALL, "--steps", 3, "--epochs", 2, "--dry-run")
+    assert (code, "steps and epochs exclude each other, got 3 and 2" in err) == (2, True)
+    Path("taken").mkdir()
+    Path("taken/file").touch()
+    code, _, err = dcgan_says("train", *TINY, "--steps", 2, "--out", "taken", "--dry-run")
+    assert (code, "taken exists: continue with --resume taken" in err) == (2, True)
+
+
 def test_a_dry_run_resumes_nothing(dcgan_says, trained):
     code, _, err = dcgan_says("train", "--resume", trained, "--dry-run")
     assert (code, "omit --resume" in err) == (2, True)

@@ -54,6 +54,11 @@ def train(
             raise UsageError("--dry-run starts a new run: omit --resume")
     keep_memory()
     if dry_run:
+        with exit_on_error():
+            from dcgan.run import expect_empty
+
+            expect_empty(out)
+            options.resolve()  # as it is: the run of a single step has no epochs to contradict
         with tempfile.TemporaryDirectory() as folder:
             _train_to_the_end(_open_run(options.replace(steps=1, epochs=None, log=()), Path(folder), None))
         say("dry run: trained, sampled and saved one step; nothing was kept")
