@@ -30,7 +30,7 @@ from dcgan._loggers import Logger, open_loggers
 from dcgan._optim import RateDecay
 from dcgan._quality import Evaluator
 from dcgan.generate import sample_uint8
-from dcgan.hub._card import model_card
+from dcgan.hub._card import is_unchanged, model_card, seal
 from dcgan.latents import seeded_latents
 from dcgan.models import Discriminator, Generator, from_pretrained
 from dcgan.recipe import Recipe
@@ -266,7 +266,9 @@ class Run:
         self.trainer.discriminator.save_pretrained(self.folder)
         keep = self.recipe.keep
         path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=keep, protect=self.best_step)
-        self._write("README.md", self._card())
+        card = self.folder / "README.md"
+        if not card.exists() or is_unchanged(card.read_text(encoding="utf-8", errors="replace")):
+            self._write("README.md", seal(self._card()))
         if records := read_json_lines(self.folder / "metrics.jsonl"):
             images.save_curves(self.folder / "curves.png", records)
         if frames := self._frames():
@@ -403,14 +405,15 @@ class Run:
 
     def _card(self) -> str:
         recipe = self.recipe
+        root = None if recipe.root is None else Path(recipe.root.name)  # the rest is of nobody's concern
         return model_card(
-            str(self.folder),
+            self.folder.name if self.folder.is_absolute() else self.folder.as_posix(),
             self.trainer.generator.config,
             architecture=None if recipe.generator else recipe.architecture,
             dataset=None if recipe.data in ("folder", "fake") else recipe.data,
             steps=self.trainer.steps,
             batch_size=recipe.batch_size,
-            recipe=recipe.to_yaml(),
+            recipe=recipe.replace(root=root, cache_dir=None).to_yaml(),
             picture="samples.gif",
         )
 

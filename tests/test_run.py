@@ -147,6 +147,33 @@ def test_a_run_writes_the_documented_files(unbroken):
     assert "trained on digits for 19 steps of 200 images" in (unbroken / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_card_follows_the_run_until_somebody_edits_it(tmp_path):
+    pictures = tmp_path / "secret place/pictures"
+    pictures.mkdir(parents=True)
+    for i in range(20):
+        Image.new("RGB", (16, 16), (i, 2 * i, 3 * i)).save(pictures / f"{i}.png")
+    recipe = TINY.replace(data="folder", root=pictures, cache_dir=tmp_path / "cache", batch_size=10, steps=2)
+    folder = start_and_stop(recipe, tmp_path / "run")
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8")
+    assert ", trained for 2 steps of 10 images." in text
+    assert "root: pictures" in text
+    assert "secret place" not in text
+    assert str(tmp_path) not in text
+
+    def resume(steps):
+        with contextlib.closing(Run.resume(folder, recipe.replace(steps=steps))) as run:
+            list(run.train())
+        return card.read_text(encoding="utf-8")
+
+    assert ", trained for 3 steps of 10 images." in resume(3)
+    edited = card.read_text(encoding="utf-8").replace("# run", "# My cats")
+    card.write_text(edited, encoding="utf-8")
+    assert resume(4) == edited
+    card.unlink()
+    assert ", trained for 5 steps of 10 images." in resume(5)
+
+
 def test_the_recipe_in_the_folder_is_the_resolved_one(unbroken):
     stored = Recipe.from_yaml((unbroken / "recipe.yaml").read_text(encoding="utf-8"))
     assert stored == TINY.resolve() == stored.resolve()

@@ -1,5 +1,6 @@
 """Model cards: the README.md of a network's repository."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ def model_card(
         datasets=[dataset] if dataset else None,
     )
     (height, width), channels = sides(config), config["channels"]
-    training = f", trained on {dataset}" if dataset else ""
+    training = f", trained on {dataset}" if dataset else ", trained" if steps is not None else ""
     training += f" for {steps:,} steps" if steps is not None else ""
     training += f" of {batch_size} images" if steps is not None and batch_size else ""
     network = f"the {architecture} architecture" if architecture else "its own architecture"
@@ -65,6 +66,21 @@ def model_card(
         parts.append(f"## Recipe\n\n```yaml\n{recipe.rstrip()}\n```")
     parts.append(f"## Licence\n\n{licence or 'Not stated.'}")
     return "\n\n".join(parts) + "\n"
+
+
+def seal(card: str) -> str:
+    """Add a comment to a card by which `is_unchanged` sees whether somebody has edited it."""
+    return f"{card}\n<!-- Written by dcgan, and replaced as training goes on unless you edit it: {_digest(card)} -->\n"
+
+
+def is_unchanged(text: str) -> bool:
+    """Whether a card is as `seal` returned it."""
+    card, _, comment = text.rpartition("\n<!-- ")
+    return comment.endswith(f" {_digest(card)} -->\n")
+
+
+def _digest(card: str) -> str:
+    return hashlib.sha256(card.encode()).hexdigest()[:16]
 
 
 _USE = """```python
