@@ -256,7 +256,7 @@ MISTAKES = {
     "train --config tutorial": "there is no recipe file tutorial",
     "train --config a.yaml --resume b": "--resume uses the recipe of its run: omit --config",
     "recipes tutorial": "Unused Tokens: ['tutorial']",
-    "generate nosuch": "there is no folder 'nosuch', and no model of that name: mnist, ",
+    "generate nosuch": "there is no folder 'nosuch', and no model of that name: digits, ",
     "generate /missing": "there is no folder '/missing'",
     "generate . -n 0": 'Invalid value "0" for -n. Must be >= 1.',
     "generate . -n x": "Invalid value for -n: expected a whole number, got 'x'",
