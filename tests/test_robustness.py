@@ -27,6 +27,7 @@ def without_times(rows):
 def test_a_set_is_a_name_or_a_folder_at_a_size(tmp_path):
     (tmp_path / "my faces").mkdir()
     assert Subject.parse("mnist:64", tmp_path) == ("mnist", tmp_path, 64)
+    assert Subject.parse("digits:16", tmp_path) == ("digits", None, 16)  # which come with scikit-learn
     subject = Subject.parse(f"{tmp_path}/my faces:32")
     assert subject == ("folder", tmp_path / "my faces", 32)
     assert (subject.label, Subject.parse("digits:16").label) == ("my faces 32", "digits 16")

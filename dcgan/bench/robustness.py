@@ -51,7 +51,8 @@ class Subject(NamedTuple):
         if not name or not size.isdecimal():
             raise ValueError(f"a set must be NAME:SIZE or FOLDER:SIZE, such as digits:32, got {text!r}")
         if name in get_args(DatasetName):
-            return cls(name, root, int(size))  # type: ignore[arg-type]  # it is one of them
+            needs_none = name in ("digits", "fake")
+            return cls(name, None if needs_none else root, int(size))  # type: ignore[arg-type]  # it is one of them
         if not Path(name).is_dir():
             raise ValueError(f"a set must be {', '.join(get_args(DatasetName))} or a folder, got {name!r}")
         return cls("folder", Path(name), int(size))
