@@ -229,22 +229,22 @@ MISTAKES = {
     "train --root missing": "root must be a folder of images, got missing, which does not exist",
     "train --data digits --root faces": "the dataset 'digits' takes no root, got faces: 'folder' reads the images of",
     "train --data folder --root missing": "root must be a folder of images, got missing, which does not exist",
-    "train --image-size 50": "image_size must be a multiple of 16, or halve down to 7 or less, got 50",
+    "train --image-size 50": "--image-size must be a multiple of 16, or halve down to 7 or less, got 50",
     "train --image-size 16x": "image size must be SIDE or HEIGHTxWIDTH, got 16x",
-    "train --image-size 0": "image_size must be at least 1, got 0",
+    "train --image-size 0": "--image-size must be at least 1, got 0",
     "train --channels 2": 'Invalid value "2" for --channels. Choose from: 1, 3, 4.',
     "train --steps 0": "steps must be at least 1, got 0",
     "train --steps 10 --epochs 3": "steps and epochs exclude each other, got 10 and 3",
-    "train --batch-size 0": "batch_size must be at least 1, got 0",
-    "train --batch-size 5000": "batch_size must be at most the number of images, 1797, got 5000",
+    "train --batch-size 0": "--batch-size must be at least 1, got 0",
+    "train --batch-size 5000": "--batch-size must be at most the number of images, 1797, got 5000",
     "train --device nonsense": "device 'nonsense' is not available",
-    "train --ema-decay 1": "ema_decay must be in [0, 1), got 1.0",
+    "train --ema-decay 1": "--ema-decay must be in [0, 1), got 1.0",
     "train --augment blur": 'Invalid value "blur" for --augment. Choose from: "color", "translation", "shift"',
-    "train --d-steps 0": "d_steps must be at least 1, got 0",
+    "train --d-steps 0": "--d-steps must be at least 1, got 0",
     "train --epochs 2.5": "Invalid value for --epochs: expected a whole number, got '2.5'",
     "train --seed -1": "seed must be in [0, 2**63), got -1",
     "train --keep 0": "keep must be at least 1, got 0",
-    "train --label-smoothing 0.1 --loss hinge": "label_smoothing needs a loss with targets",
+    "train --label-smoothing 0.1 --loss hinge": "--label-smoothing needs a loss with targets",
     "train --generator /missing": "there is no folder '/missing'",
     "train --resume missing": "missing is not the folder of a run",
     "train --recipe cifar": "recipe must be a file or one of digits, mnist, fashion-mnist, cifar10, svhn, faces, tut",
@@ -262,7 +262,7 @@ MISTAKES = {
     "generate . -n x": "Invalid value for -n: expected a whole number, got 'x'",
     "generate . --seed -1": 'Invalid value "-1" for --seed. Must be >= 0.',
     "generate .": ". has no Generator: config.json is missing",
-    "bench --image-size 50": "image_size must be a multiple of 16",
+    "bench --image-size 50": "--image-size must be a multiple of 16",
 }
 
 
@@ -424,9 +424,17 @@ ERRORS = [
 def test_errors_have_their_exit_codes(error, before, running):
     for code, under_way in ((before, False), (running, True)):
         expected = {1: RunError, 2: UsageError, None: type(error)}[code]
-        with pytest.raises(expected, match=re.escape(str(error))) as caught, exit_on_error(running=under_way):
+        message = str(error).replace("skip_bad", "--skip-bad") if code == 2 else str(error)  # as it was typed
+        with pytest.raises(expected, match=re.escape(message)) as caught, exit_on_error(running=under_way):
             raise error
         assert type(caught.value) is expected
+
+
+def test_arguments_are_called_what_was_typed():
+    message = "image_size must be a multiple of 16: see 'my image_size.png', image_size=3 and runs/batch_size"
+    with pytest.raises(UsageError) as caught, exit_on_error():
+        raise ValueError(message)
+    assert str(caught.value) == message.replace("image_size must", "--image-size must")
 
 
 def test_a_device_out_of_memory_suggests_a_remedy():

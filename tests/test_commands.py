@@ -113,7 +113,7 @@ def test_recipes_are_listed_with_what_they_are(capsys):
 
 
 def test_a_benchmark_that_cannot_run_is_refused(capsys):
-    assert "batch_size must be at least 2, got -3" in said(capsys, "bench", "--batch-size", -3, code=2)
+    assert "--batch-size must be at least 2, got -3" in said(capsys, "bench", "--batch-size", -3, code=2)
 
 
 def test_a_run_announces_itself_and_shows_its_figures(tmp_path, monkeypatch, capsys):

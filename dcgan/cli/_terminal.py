@@ -2,11 +2,13 @@
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -40,13 +42,22 @@ def exit_on_error(*, running: bool = False) -> Iterator[None]:
             raise RunError(str(error)) from error
         if running or isinstance(error, BrokenPipeError):
             raise
-        raise UsageError(str(error)) from error
+        raise UsageError(_in_options(str(error))) from error
     except RuntimeError as error:
         if "dcgan.run" in sys.modules and isinstance(error, sys.modules["dcgan.run"].CollapseError):
             raise RunError(str(error)) from error
         if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
             raise RunError(f"the device is out of memory; try a smaller --batch-size ({error})") from error
         raise
+
+
+def _in_options(message: str) -> str:
+    """Write arguments of Python as the options that were typed: `batch_size` is `--batch-size`."""
+    from dcgan.recipe import Recipe
+
+    names = [field.name for field in fields(Recipe) if "_" in field.name] + ["norm_eps", "stem_activation"]
+    pattern = rf"(?<![\w'/.-])({'|'.join(sorted(names, key=len, reverse=True))})(?![\w'/.=])"
+    return re.sub(pattern, lambda match: "--" + match[1].replace("_", "-"), message)
 
 
 def _is_run_failure(error: Exception) -> bool:
