@@ -127,7 +127,7 @@ class StepMonitor:
             return f"for {alike} steps, the images that were generated for a batch have been almost the same"
         if saturated >= _STEPS_TO_WARN:
             return f"for {saturated} steps, D(x) has been above {_SATURATED[0]} and D(G(z)) below {_SATURATED[1]}"
-        if recorded >= 2 * _STEPS_TO_WARN and distance > _SWINGING * spread:
+        if recorded >= 2 * _STEPS_TO_WARN and distance > _SWINGING * spread > 0:
             return (
                 f"over {_STEPS_TO_WARN} steps, the generated images have swung from one kind to another: their mean by "
                 f"{math.sqrt(distance / spread):.2f} times the spread of the real ones"

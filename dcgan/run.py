@@ -405,15 +405,19 @@ class Run:
 
     def _card(self) -> str:
         recipe = self.recipe
-        root = None if recipe.root is None else Path(recipe.root.name)  # the rest is of nobody's concern
+        # Where files are on this machine is of nobody's concern.
+        root = None if recipe.root is None else Path(recipe.root.name)
+        networks = {name: getattr(recipe, name) for name in ("generator", "discriminator")}
+        networks = {k: Path(v).name if v and Path(v).expanduser().exists() else v for k, v in networks.items()}
+        inside = not self.folder.is_absolute() and ".." not in self.folder.parts and len(self.folder.parts) > 1
         return model_card(
-            self.folder.name if self.folder.is_absolute() else self.folder.as_posix(),
+            self.folder.as_posix() if inside else f"./{self.folder.name}",
             self.trainer.generator.config,
             architecture=None if recipe.generator else recipe.architecture,
             dataset=None if recipe.data in ("folder", "fake") else recipe.data,
             steps=self.trainer.steps,
             batch_size=recipe.batch_size,
-            recipe=recipe.replace(root=root, cache_dir=None).to_yaml(),
+            recipe=recipe.replace(root=root, cache_dir=None, **networks).to_yaml(),
             picture="samples.gif",
         )
 

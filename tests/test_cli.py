@@ -193,6 +193,10 @@ THEIRS = {
         "dcgan train --recipe tutorial --data cifar10 --root X --epochs 5 --batch-size 64 --image-size 64 "
         "--device cuda --out o"
     ),
+    "--dataset lsun --dataroot a=b --classes x,y --netG= --niter 3": (
+        "dcgan train --recipe tutorial --data lsun --root a=b --classes x y --epochs 3 --batch-size 64"
+    ),
+    "-load_path m.pth": "dcgan generate m.pth after dcgan convert m.pth FOLDER",
     "train --niter 5 --lr 0.1": "dcgan train --epochs 5 --lr 0.1",
     "train --nz 9 --ngf 8 --ndf 4 --manualSeed 1 --accel": (
         "dcgan train --latent-dim 9 --base-channels 8 --d-base-channels 4 --seed 1"

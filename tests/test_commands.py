@@ -59,6 +59,8 @@ def test_existing_files_are_not_overwritten_without_force(folder, tmp_path, caps
     said(capsys, "convert", "--to", "tutorial", folder, file, "--force")
     before = (folder / "model.safetensors").read_bytes()
     assert "config.json exists: --force" in said(capsys, "convert", file, folder, code=2)
+    (folder / "config.json").rename(folder / "other.json")
+    assert "discriminator/config.json exists: --force" in said(capsys, "convert", file, folder, code=2)
     assert (folder / "model.safetensors").read_bytes() == before
 
 

@@ -331,6 +331,10 @@ OTHER_NETWORKS = {
         nn.ModuleDict({"encoder": encoder(3, 8, 16), "decoder": decoder(16, 8, 3)}),
         r"a Generator, but encoder.0.weight .* beside it may be a part of it; if it is none, pass the key 'decoder'",
     ),
+    "an autoencoder inside a generator": (
+        nn.ModuleDict({"generator": nn.ModuleDict({"encoder": encoder(3, 8, 16), "decoder": decoder(16, 8, 3)})}),
+        r"a Generator, but generator.encoder.0.weight .* beside it may be a part of it",
+    ),
     "what comes after": (
         nn.ModuleDict({"generator": TutorialGenerator(), "to_rgb": nn.Conv2d(3, 3, 1)}),
         r"a Generator, but to_rgb.weight .* beside it may be a part of it",
@@ -372,7 +376,7 @@ OTHER_NETWORKS = {
     ),
     "not a number": (
         changed(lambda s: s["main.6.weight"].view(-1)[3].fill_(np.nan)),
-        "main.6.weight is torch.float32 and not finite floating-point numbers",
+        "main.6.weight holds NaN or infinity",
     ),
     "a negative variance": (changed(lambda s: s["main.4.running_var"].neg_()), "main.4.running_var is negative"),
     "integers": (
@@ -401,6 +405,20 @@ def test_other_networks_are_not_taken_for_ours(case, tmp_path):
     torch.save(state, tmp_path / "n.pth")
     with pytest.raises(ValueError, match=message):
         convert([tmp_path / "n.pth"])
+
+
+def test_a_discriminator_that_is_not_understood_stands_beside(tmp_path):
+    d = nn.Sequential(nn.Conv2d(3, 4, 4, 2, 1), nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 1, 4)))
+    torch.save({"netG": TutorialGenerator().state_dict(), "netD": d.state_dict()}, tmp_path / "n.pth")
+    converted = convert([tmp_path / "n.pth"])
+    assert converted.generator is not None
+    assert any("ignored 0.weight (4, 3, 4, 4)" in note for note in converted.notes)
+
+
+def test_a_slope_needs_leaky_relu(tmp_path):
+    path = save_state(TutorialGenerator(), tmp_path / "g.pth")
+    with pytest.raises(ValueError, match=r"a slope, 0.01, needs the activation leaky-relu"):
+        convert([path], slope=0.01)
 
 
 def test_a_part_beside_can_be_declared_none(tmp_path):

@@ -415,6 +415,7 @@ def test_a_pickle_of_another_program_is_converted_at_a_pinned_commit(hub, tmp_pa
     content = {"config.json": config, "pytorch_model.bin": save_state(new, tmp_path / "b.bin").read_bytes()}
     second = hub.add("me/theirs", content)
     hub.add("me/script", dict.fromkeys(("runs/netG.pth", "runs/netG_ema.pth"), content["pytorch_model.bin"]))
+    hub.add("me/contradiction", content | {"config.json": b'{"latent_dim": 9, "ngf": 4}'})
     hub.add("me/dangerous", {"netG.pth": pickle.dumps(print)})
     code = f"""{CONVERT}
 result["new"] = converted("me/theirs")
@@ -423,6 +424,7 @@ result["several"] = attempt(converted, "me/script")
 result["one"] = converted("me/script/runs/netG.pth")
 result["none"] = attempt(converted, "me/script/runs/netD.pth")
 result["absent"] = attempt(converted, "me/nothing")
+result["contradiction"] = attempt(converted, "me/contradiction")
 result["dangerous"] = attempt(converted, "me/dangerous")
 result["refused"] = attempt(dcgan.Generator.from_pretrained, "me/theirs")
 """
@@ -431,11 +433,12 @@ result["refused"] = attempt(dcgan.Generator.from_pretrained, "me/theirs")
     assert [ran.result["old"][0], ran.result["new"][0]] == expected
     assert ran.result["one"][0] == expected[1]
     for name, commit in (("old", first), ("new", second)):
-        pinned = f"me/theirs: pytorch_model.bin of commit {commit}, which --revision {commit} pins"
+        pinned = f"me/theirs: pytorch_model.bin of commit {commit}; this revision reads the same again"
         assert ran.result[name][1][0] == pinned
     files = "it holds runs/netG.pth, runs/netG_ema.pth"
     raised(ran.result["several"], FileNotFoundError, f"pass one file of me/script, as me/script/FILE: {files}")
     raised(ran.result["none"], FileNotFoundError, f"pass one file of me/script, as me/script/FILE: {files}")
     raised(ran.result["absent"], FileNotFoundError, "no repository me/nothing on the Hub")
+    raised(ran.result["contradiction"], ValueError, "weights have latent_dim 6, and its config.json latent_dim 9")
     raised(ran.result["dangerous"], ValueError, "netG.pth .*builtins.print|netG.pth is damaged")
     raised(ran.result["refused"], FileNotFoundError, "`dcgan convert me/theirs/pytorch_model.bin out` converts")

@@ -1240,6 +1240,15 @@ def test_generated_images_that_do_not_swing_are_no_news(means, n):
     assert monitored(means, n).find_collapse() is None
 
 
+def test_real_images_that_are_all_the_same_are_no_news():
+    generator, discriminator = networks()
+    trainer = Trainer(generator, discriminator)
+    real = batches(1)[0][:1].expand(4, -1, -1, -1).clone()
+    for _ in range(205):
+        trainer.step(real)
+    trainer.check()  # whose spread of zero is no measure of a swing
+
+
 def test_a_swinging_generator_is_warned_about(caplog):
     generator, discriminator = networks()
     trainer = Trainer(generator, discriminator, loss="hinge", g_lr=0.0)

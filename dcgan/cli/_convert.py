@@ -54,8 +54,8 @@ def convert(
             raise UsageError(f"convert needs at least one path to read, then the path to write, got {len(paths)}")
         *sources, target = paths
         out = Path(target)
-        existing = out if to is not None else out / "config.json"
-        if existing.exists() and not force:
+        files = [out] if to is not None else [out / "config.json", out / "discriminator/config.json"]
+        if (existing := next((file for file in files if file.exists()), None)) and not force:
             raise UsageError(f"{existing} exists: --force overwrites it")
         if to is not None:
             from dcgan.convert import write_tutorial
@@ -97,7 +97,7 @@ def export(
     """Export a generator or a discriminator to ONNX, for batches of any size.
 
     Args:
-        model: Folder of a run or of a saved generator, or Hub repository.
+        model: Name of a model, folder of a run or of a saved generator, or Hub repository.
         out: File to write, such as generator.onnx.
         discriminator: Export the discriminator instead of the generator.
         force: Overwrite an existing file.

@@ -51,9 +51,9 @@ def generate(
 
         if grid and out.suffix in ARCHIVES:
             raise UsageError(f"--grid writes a picture, but --out is an archive, {out}")
-        if out.suffix.lower() in _FILES and not (grid and out.suffix == ".png"):
+        if out.suffix.lower() in _FILES and not (grid and out.suffix.lower() == ".png"):
             raise UsageError(f"--out must be a folder, a .zip or a .npz; with --grid, a folder or a .png; got {out}")
-        picture = out if grid and out.suffix == ".png" else out / "grid.png"
+        picture = out if grid and out.suffix.lower() == ".png" else out / "grid.png"
         is_file = out.suffix in ARCHIVES or picture == out
         if out.exists() and out.is_dir() == is_file:
             raise UsageError(f"--out must be a folder, but {out} is a file" if out.is_file() else f"{out} is a folder")

@@ -23,6 +23,8 @@ RENAMED = {
 }
 FLAGS = {"--cuda": "--device cuda", "--accel": "", "--mps": "--device mps"}  # the default device is the best one
 DROPPED = {"--ngpu"}  # with its value: one process trains on one device
+_NO_FILES = {("--netG", ""), ("--netD", "")}  # the script's own defaults
+_THEIR_DEFAULTS = [("--epochs", "25"), ("--batch-size", "64")]  # where the recipe has the tutorial's
 _WHOLE = {"--dataset", "--dataroot"}  # options that a command of the example has
 
 
@@ -31,18 +33,22 @@ def translate(arguments: list[str]) -> str | None:
     given = [argument.partition("=")[0] for argument in arguments]
     if not {*RENAMED, *FLAGS, *DROPPED} & set(given):
         return None
-    words = [word for argument in arguments for word in argument.split("=", 1)]
+    if arguments[0].startswith("-"):  # the scripts have no commands
+        arguments = ["generate" if {"--load_path", "-load_path"} & set(given) else "train", *arguments]
+    words = [word for a in arguments for word in (a.split("=", 1) if a.startswith("-") else [a])]
+    words = [word for word, after in zip(words, [*words[1:], ""], strict=True) if (word, after) not in _NO_FILES]
     command = ["dcgan"]
-    skip = False
-    for word in words:
-        if skip or word in DROPPED:
-            skip = word in DROPPED
-        elif word in FLAGS:
+    before = ""
+    for word in filter(None, words):
+        if word in FLAGS:
             command += FLAGS[word].split()
-        else:
-            command += [RENAMED.get(word, word)] if RENAMED.get(word, word) else []
+        elif word not in DROPPED and before not in DROPPED:
+            theirs = word.split(",") if before == "--classes" else [word]
+            command += filter(None, (RENAMED.get(part, part) for part in theirs))
+        before = word
     if _WHOLE & set(given):
-        command[2:2] = ["--recipe", "tutorial"]  # which trains as the script does
+        command[2:2] = ["--recipe", "tutorial"]  # whose networks and rates are the script's
+        command += [word for name, *value in _THEIR_DEFAULTS if name not in command for word in (name, *value)]
     said = [f"these are options of a published script; here it is\n  {shlex.join(command)}"]
     said += [
         f"  after dcgan convert {shlex.quote(word)} FOLDER, and with this folder instead of the file"

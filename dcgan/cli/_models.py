@@ -13,7 +13,7 @@ def models(*, verify: Annotated[bool, FLAG] = False) -> int:
     """List the trained models that every command takes by name: ours, on board, and others', which are fetched.
 
     Args:
-        verify: Fetch every model, compare its hash, convert it, and draw an image.
+        verify: Compare the hashes of those on board, fetch the others anew, and draw an image of each.
     """
     if verify:
         return _verify()
@@ -49,14 +49,21 @@ def _summarize(model: Model) -> tuple[str, ...]:
 
 
 def _verify() -> int:
+    import hashlib
+
     from dcgan.models import Generator
+    from dcgan.zoo._fetch import fetch
 
     failed = []
     for name in list_models():
+        model = load_record(name)
         try:
-            generator = Generator.from_pretrained(name)
-            shape = tuple(generator.sample(1, seed=0).shape[1:])
-            say(f"{name}: loaded, draws {shape}")
+            folder = fetch(model, force_download=True)  # which compares the hashes of what it fetches
+            for file, digest in model.sha256.items():
+                if hashlib.sha256((folder / file).read_bytes()).hexdigest() != digest:
+                    raise ValueError(f"{folder / file} is not the file that it was")  # noqa: TRY301
+            shape = tuple(Generator.from_pretrained(folder).float().sample(1, seed=0).shape[1:])
+            say(f"{name}: as it was, and draws {shape}")
         except (OSError, ValueError) as error:
             failed.append(name)
             say(f"{name}: {error}", error=True)

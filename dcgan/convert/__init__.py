@@ -134,7 +134,8 @@ def convert(
         raise ValueError("files must name at least one file")
     available = sorted({network.chain.key for network in found})
     if unknown := [key for key in keys if key not in available]:
-        raise ValueError(f"keys must be among {', '.join(map(repr, available))}, got {unknown[0]!r}")
+        known = ", ".join(map(repr, filter(None, available))) or "none: the only network has no key"
+        raise ValueError(f"keys must be among {known}, got {unknown[0]!r}")
     g, d = _select(found, Generator, keys), _select(found, Discriminator, keys)
     layers: list[str] = []
     options = {"norm_eps": norm_eps, "activation": activation, "slope": slope}
@@ -149,6 +150,9 @@ def convert(
         made, taken = generator.config["channels"], discriminator.config["channels"]
         if made != taken:
             raise ValueError(f"the generator makes images of {made} channels, but the discriminator takes {taken}")
+    networks = [network for network in (generator, discriminator) if network is not None]
+    if slope is not None and all(network.config["activation"] == "relu" for network in networks):
+        raise ValueError(f"a slope, {slope}, needs the activation leaky-relu, and the network has relu: give both")
     notes += _estimate_statistics((g, generator), (d, discriminator), images)
     layouts = {network.chain.network_class.__name__: network.layout for network in (g, d) if network}
     return ConversionResult(generator, discriminator, layouts, tuple(notes), tuple(layers))
@@ -223,18 +227,23 @@ def _find_networks(
     file: str | PathLike[str], keys: Sequence[str], revision: str | None, notes: list[str]
 ) -> list[Found]:
     """Find the networks in a file, a folder or a repository; add what is ignored to `notes`."""
-    path = Path(file)
-    if (match := _REPOSITORY.fullmatch(str(file))) and not path.exists() and not Path(path.parts[0]).exists():
+    path, config = Path(file), {}
+    if (
+        isinstance(file, str)
+        and (match := _REPOSITORY.fullmatch(str(file)))
+        and not path.exists()
+        and not Path(path.parts[0]).exists()
+    ):
         path, commit = download_weights(match[1], match[2], revision)
-        notes.append(f"{file}: {path.name} of commit {commit}, which --revision {commit} pins")
-    config: dict[str, Any] = {}
+        config = _read_config(path.parent / CONFIG)
+        notes.append(f"{file}: {path.name} of commit {commit}; this revision reads the same again")
     if path.is_dir() and (weights := find_weights(path)):
         config = _read_config(path / CONFIG)
         path = weights
     elif path.is_dir() or path.suffix in {".jl", ".npy"}:
         return [_find_in_arrays(prefix, arrays) for prefix, arrays in read_arrays(path).items()]
     found: list[Found] = []
-    unknown: list[tuple[list[Layer], str]] = []
+    unknown: list[tuple[str, list[Layer], str]] = []
     for state_key, state in read_state_dicts(path):
         if any(re.search(r"(^|\.)blocks\.\d+x\d+\.", name) for name in state):
             raise ValueError(f"{path} is already a network of this library: load its folder with from_pretrained")
@@ -249,24 +258,24 @@ def _find_networks(
             layout, known = _identify(chain, names)
             location = f"{path}, {key}" if key else str(path)
             found.append(Found(location, layout, replace(chain, key=key), known, config))
-        unknown += rest
+        unknown += [(state_key, layers, why) for layers, why in rest]
     if not found:
-        layers, why = unknown[0] if unknown else ([], "it has no layers")
+        _, layers, why = unknown[0] if unknown else ("", [], "it has no layers")
         raise ValueError(f"{path}: recognised no network, since {why}; it holds {describe(layers)}")
-    _expect_no_part(found, [layers for layers, _ in unknown], keys)
-    notes += [f"{path}: ignored {describe(layers)}: {why}" for layers, why in unknown]
+    _expect_no_part(found, [(state_key, layers) for state_key, layers, _ in unknown], keys)
+    notes += [f"{path}: ignored {describe(layers)}: {why}" for _, layers, why in unknown]
     return found
 
 
-def _expect_no_part(found: list[Found], others: list[list[Layer]], keys: Sequence[str]) -> None:
+def _expect_no_part(found: list[Found], others: list[tuple[str, list[Layer]]], keys: Sequence[str]) -> None:
     """Check that nothing beside the networks may be a part of them, unless their keys are given.
 
     Raises:
         ValueError: If it may.
     """
     for network in (network for network in found if network.chain.key not in keys):
-        for layers in others:
-            if is_neighbour(layers, network.chain):
+        for state_key, layers in others:
+            if is_neighbour(layers, state_key, network.chain):
                 raise ValueError(
                     f"{network.location}: a {network.chain.network_class.__name__}, but {describe(layers)} beside it "
                     f"may be a part of it; if it is none, pass the key {network.chain.key!r}"

@@ -8,7 +8,7 @@ give that of an `nn.Sequential`. Where neither makes a chain, the shapes alone d
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import count, islice, pairwise
+from itertools import count, islice, pairwise, zip_longest
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ _PARAMETERS = {"weight", "bias", "running_mean", "running_var", "num_batches_tra
 _ROLE = re.compile(r"gen|dis|critic|ema|online|av(e?ra?)?g|decod|(^|_)(net_?)?[gd](_|$)", re.IGNORECASE)
 # Networks that stand beside a generator or a discriminator, and are no part of it.
 _INDEPENDENT = re.compile(
-    r"gen|dis|critic|ema|av(e?ra?)?g|metric|loss|inception|fid|lpips|vgg|(^|[._])(net_?)?[gd]([._]|$)"
+    r"(net_?)?(g|d|gen|generator|dis|disc|discriminator|critic|ema|avg|average|metrics?|loss|inception|fid|lpips|vgg)(_\w+)?"
 )
 _EMBEDDING = re.compile(r"emb|label|class", re.IGNORECASE)
 _MOST_STEPS = 10_000  # of a search for an order
@@ -179,13 +179,16 @@ def _is_embedding(layers: list[Layer], chain: Chain) -> bool:
     return layer.shape[1] < _ends(Generator, chain.layers[0])[0]
 
 
-def is_neighbour(layers: list[Layer], chain: Chain) -> bool:
+def is_neighbour(layers: list[Layer], key: str, chain: Chain) -> bool:
     """Whether layers beside a network may make its input, or take its output: then it is a part of a larger one.
 
     A vector that a generator takes may be anybody's: only maps are compared.
     """
     weights = [layer for layer in layers if len(layer.shape) in (2, 4)]
-    if not weights or _INDEPENDENT.search(layers[0].name):
+    # What they are called where their names part from the network's.
+    theirs = f"{key}.{layers[0].name}".lstrip(".").split(".") if layers else []
+    name = next((part for part, own in zip_longest(theirs, chain.key.split(".")) if part != own), None) or ""
+    if not weights or _INDEPENDENT.fullmatch(name.lower()):
         return False
     first, last = chain.layers[0], chain.layers[-1]
     taken, made = _ends(chain.network_class, first)[0], _ends(chain.network_class, last)[1]
@@ -228,11 +231,15 @@ def _find_oddity(layer: Layer) -> str | None:
         return f"{layer} is no convolution of images, linear layer or BatchNorm"
     if layer.name.rpartition(".")[2] == "module":
         return f"{layer} is wrapped by itself, by something that may scale it, such as an equalised learning rate"
+    if any(tensor.numel() == 0 for tensor in layer.tensors.values()):
+        return f"{layer} has an empty tensor"
     for name, tensor in layer.tensors.items():
         if tensor.layout is not torch.strided or tensor.is_meta:
             return f"{layer.name}.{name} is sparse, or without numbers"
-        if name != "num_batches_tracked" and not (tensor.is_floating_point() and tensor.isfinite().all()):
-            return f"{layer.name}.{name} is {tensor.dtype} and not finite floating-point numbers"
+        if name != "num_batches_tracked" and not tensor.is_floating_point():
+            return f"{layer.name}.{name} is {tensor.dtype}, and no floating-point numbers"
+        if not tensor.float().isfinite().all():
+            return f"{layer.name}.{name} holds NaN or infinity"
     if (variance := layer.tensors.get("running_var")) is not None and variance.min() < 0:
         return f"{layer.name}.running_var is negative"
     return None

@@ -58,7 +58,8 @@ class Pretrained(nn.Module):
                 instead of a model of its name; `"./name"` always is the folder.
             revision: Branch, tag or commit of the repository.
             subfolder: Folder inside the folder or repository to load from; a discriminator is in its `discriminator/`.
-            cache_dir: Folder for downloads; by default the Hub's usual cache.
+            cache_dir: Folder for downloads; by default the Hub's usual cache, and for models by name that of this
+                package.
             token: Access token for a private repository; by default that of `hf auth login`.
             local_files_only: Use the cache only.
             force_download: Download even what the cache holds.
@@ -79,12 +80,15 @@ class Pretrained(nn.Module):
         path = _expand_home(name_or_path)
         if not os.fspath(name_or_path):
             raise ValueError("name_or_path must be a folder or a repository's name, got an empty one")
-        if path.is_file():
+        inside = path / subfolder
+        holds_network = any((inside / inner / CONFIG).is_file() for inner in ("", "discriminator", cls.subfolder))
+        model = _find_model(name_or_path, holds_network=holds_network)
+        if model is None and path.is_file():
             remedy = conversion_hint(str(path.parent), [path.name]) or f"; its folder is {path.parent}"
             raise NotADirectoryError(f"{path} is a file, but networks are loaded from folders{remedy}")
         options: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         options["force_download"] = force_download
-        if (model := _find_model(name_or_path, path / names[0])) is not None:
+        if model is not None:
             from dcgan.zoo._fetch import fetch  # which converts to networks of this class
 
             path, dtype = fetch(model, **options), dtype or torch.float32  # ours are stored in half precision
@@ -277,7 +281,7 @@ def _inner_path(subfolder: str) -> str:
     return path.as_posix()
 
 
-def _find_model(name_or_path: str | os.PathLike[str], config: Path) -> Model | None:
+def _find_model(name_or_path: str | os.PathLike[str], *, holds_network: bool) -> Model | None:
     """Return the model of the zoo that a name without a slash is, unless a folder of that name holds a network.
 
     Raises:
@@ -286,13 +290,13 @@ def _find_model(name_or_path: str | os.PathLike[str], config: Path) -> Model | N
     name = os.fspath(name_or_path)
     if not isinstance(name_or_path, str) or not re.fullmatch(r"\w[\w.-]*", name):
         return None
-    if config.is_file():
+    if holds_network:
         if name in list_models():
             logger.warning("%s is the folder of that name here, and not the model of the zoo", name)
         return None
     if name in list_models():
         return load_record(name)
-    if not Path(name).is_dir():
+    if not Path(name).exists():
         raise FileNotFoundError(f"there is no folder {name!r}, and no model of that name: {', '.join(list_models())}")
     return None
 

@@ -49,7 +49,6 @@ class Model:
         training: How it was trained, if by us: recipe, command, steps, images, seed, minutes, machine, versions.
         sha256: Of our files by path within the model's folder.
         files: Somebody else's files.
-        options: Arguments of `dcgan.convert.convert` for them.
         verified: Whether the files were fetched from there, and compared with a known picture or output.
     """
 
@@ -66,7 +65,6 @@ class Model:
     training: Mapping[str, Any] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
     files: tuple[RemoteFile, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
     verified: bool = False
 
     @property

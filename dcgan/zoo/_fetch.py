@@ -10,10 +10,11 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 
 import torch
+from huggingface_hub import constants
 
 from dcgan.convert import convert
 from dcgan.data import cache_folder
-from dcgan.hub._pretrained import CONFIG
+from dcgan.hub._pretrained import CONFIG, WEIGHTS
 from dcgan.zoo import Model, RemoteFile
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,6 @@ def fetch(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
-    progress: bool = False,
 ) -> Path:
     """Return the folder of a model: that on board, or one in the cache, where it is put at the first call.
 
@@ -37,7 +37,6 @@ def fetch(
         cache_dir: Folder to keep it in; by default `zoo` in the cache of this package.
         local_files_only: Whether downloading is forbidden.
         force_download: Whether to download what the cache holds.
-        progress: Whether to show a progress bar.
 
     Raises:
         FileNotFoundError: If it is not in the cache, and downloading is forbidden.
@@ -48,21 +47,22 @@ def fetch(
         return model.folder
     parent = Path(cache_dir) if cache_dir is not None else cache_folder() / "zoo"
     folder = parent / f"{model.name}-{model.files[0].sha256[:12]}"
-    if (folder / CONFIG).is_file() and not force_download:
+    whole = (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+    if whole and not force_download:
         return folder
-    if local_files_only:
+    if local_files_only or constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"{model.name} is not in {parent}, and downloading it is forbidden")
     logger.warning(
-        "%s is by %s, under the licence %s; it was trained on %s (%s). %s",
+        "%s is by %s, under the licence %s; it was trained on %s, %s. %s",
         *(model.name, model.source, model.licence, model.data, model.terms, model.notice),
     )
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix=".fetching-") as temporary:
-        paths = [_download(file, Path(temporary), progress=progress) for file in model.files]
-        converted = convert([paths[0].parent] if paths[0].suffix == ".npy" else paths, **model.options)
+        paths = [_download(file, Path(temporary)) for file in model.files]
+        converted = convert([paths[0].parent] if paths[0].suffix == ".npy" else paths)
         new = Path(temporary) / "converted"
         converted.save(new)
-        if force_download and folder.exists():
+        if folder.exists() and (force_download or not whole):
             folder.rename(Path(temporary) / "old")
         with suppress(OSError):  # another process was faster, and has put the same there
             new.rename(folder)
@@ -71,15 +71,18 @@ def fetch(
     return folder
 
 
-def _download(file: RemoteFile, folder: Path, *, progress: bool) -> Path:
+def _download(file: RemoteFile, folder: Path) -> Path:
     parts = urlsplit(file.url)
     mirror = os.environ.get("DCGAN_ZOO_MIRROR")
+    if mirror and urlsplit(mirror).scheme not in ("http", "https"):
+        raise ValueError(f"DCGAN_ZOO_MIRROR must begin with http:// or https://, got {mirror!r}")
     url = f"{mirror.rstrip('/')}/{parts.netloc}{parts.path}" if mirror else file.url
     path = folder / Path(parts.path).name
     try:
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=file.sha256, progress=progress)
-    except (URLError, HTTPException) as error:
-        remedy = "set DCGAN_ZOO_MIRROR to a mirror, or download it elsewhere and use `dcgan convert`"
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=file.sha256, progress=False)
+    except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+        remedy = "check DCGAN_ZOO_MIRROR" if mirror else "set DCGAN_ZOO_MIRROR to a mirror"
+        remedy += ", or download it elsewhere and use `dcgan convert`"
         raise OSError(f"{url} could not be downloaded: {error}; {remedy}") from error
     except RuntimeError as error:  # torch's, for another hash
         raise ValueError(f"{url} is not the file that it was, or was damaged on the way: {error}") from error
