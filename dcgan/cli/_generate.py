@@ -14,7 +14,7 @@ _FILES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".webm", ".npy", ".p
 
 
 def generate(
-    model: str = "mnist",
+    model: str = "faces",
     *,
     number: Annotated[int, Parameter(name=["--number", "-n"]), COUNT] = 64,
     out: Path = Path("samples"),
