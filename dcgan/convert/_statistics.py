@@ -2,9 +2,9 @@
 
 In training, they average what each layer makes of a batch of latents, which depends on the distribution of the latents
 and on the activations before that layer. The statistics of a network that was taken for what it is agree with those of
-latents drawn anew. On a generator of ours for MNIST, after 6,000 steps, they did so 38 times better with ReLU than with
-LeakyReLU(0.2), and 9 times better with normal latents than with uniform ones, if its average's had been estimated anew;
-for the average with the statistics of the trained network, it was 18 and 3.6 times.
+latents drawn anew. On a generator of ours for MNIST, after 6,000 steps, they did so 85 times better with ReLU than with
+LeakyReLU(0.2), and 18 times better with normal latents than with uniform ones. For the average of its weights, whose
+statistics are estimated anew, it was 49 and 4.5 times; for the average with the statistics of the weights, 18 and 3.
 """
 
 import copy
