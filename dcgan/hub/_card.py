@@ -51,7 +51,7 @@ def model_card(
     images = f"{height}×{width} images with {channels} channel{'s' if channels > 1 else ''}"
     use = _USE if "latent_dim" in config else _USE_DISCRIMINATOR
     parts = [
-        f"---\n{data.to_yaml()}\n---\n# {name}",
+        f"---\n{data.to_yaml()}\n---\n# {name.removeprefix('./')}",
         f"A deep convolutional GAN of {network} for {images}{training}.",
         use.format(name=name),
     ]
