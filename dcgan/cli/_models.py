@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from dcgan.cli._options import FLAG
-from dcgan.cli._terminal import RunError, say
+from dcgan.cli._terminal import RunError, say, say_table
 from dcgan.zoo import Model, list_models, load_record
 
 _HEADINGS = ("name", "images", "megabytes", "licence", "figure", "what it draws", "from")
@@ -19,9 +19,7 @@ def models(*, verify: Annotated[bool, FLAG] = False) -> int:
         return _verify()
     rows: list[tuple[str, ...]] = [_HEADINGS]
     rows += [_summarize(load_record(name)) for name in list_models()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    say_table(rows)
     say("\n* not verified here: dcgan models --verify fetches and checks them")
     say("next:")
     say(f"  dcgan generate {list_models()[0]} --grid")
@@ -61,7 +59,7 @@ def _verify() -> int:
             folder = fetch(model, force_download=True)  # which compares the hashes of what it fetches
             for file, digest in model.sha256.items():
                 if hashlib.sha256((folder / file).read_bytes()).hexdigest() != digest:
-                    raise ValueError(f"{folder / file} is not the file that it was")  # noqa: TRY301
+                    raise ValueError(f"{folder / file} is not the file that it was")  # noqa: TRY301 - reported like those of fetch
             shape = tuple(Generator.from_pretrained(folder).float().sample(1, seed=0).shape[1:])
             say(f"{name}: as it was, and draws {shape}")
         except (OSError, ValueError) as error:

@@ -1,6 +1,6 @@
 """`dcgan recipes`."""
 
-from dcgan.cli._terminal import say
+from dcgan.cli._terminal import say, say_table
 from dcgan.recipe import Recipe, list_recipes, load_recipe
 
 _HEADINGS = ("name", "networks", "image size", "width", "batch", "length", "what it is")
@@ -14,9 +14,7 @@ def recipes() -> int:
     rows: list[tuple[str, ...]] = [_HEADINGS]
     for name, description in list_recipes().items():
         rows.append((name, *_summarize(load_recipe(name).resolve()), description))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    say_table(rows)
     say("\nnext:")
     say("  dcgan train --recipe tutorial --print-recipe")
     say("  dcgan train --recipe mnist")

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import fields
 from pathlib import Path
@@ -146,3 +146,10 @@ def say(text: str, *, error: bool = False) -> None:
         print(text, file=stream, flush=True)
     except UnicodeEncodeError:  # a path, where the output is not UTF-8, as in a pipe on Windows
         print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
+
+
+def say_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells as columns, each as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -230,7 +230,7 @@ def _find_networks(
     path, config = Path(file), {}
     if (
         isinstance(file, str)
-        and (match := _REPOSITORY.fullmatch(str(file)))
+        and (match := _REPOSITORY.fullmatch(file))
         and not path.exists()
         and not Path(path.parts[0]).exists()
     ):

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcgan.hub._pretrained import WEIGHTS
+from dcgan.hub._client import WEIGHT_FILES
 
 _ARRAY_FILE = re.compile(r"(.+)_(\d+)\.npy")
 _SUFFIXES = {".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".model"}
 _DEEPEST = 12  # levels of containers around a state dict
-_WEIGHT_FILES = (WEIGHTS, "pytorch_model.bin")
 
 
 def read_state_dicts(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
@@ -31,7 +30,7 @@ def read_state_dicts(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
 
 def find_weights(folder: Path) -> Path | None:
     """Return the file of weights in a folder that huggingface_hub's PyTorchModelHubMixin wrote for another program."""
-    return next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+    return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
 
 
 def _find_state_dicts(

@@ -10,6 +10,7 @@ from dcgan._compat import hub_http_error
 
 IDENTITY: dict[str, Any] = {"library_name": "dcgan", "library_version": __version__}  # for the Hub's statistics
 
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # as huggingface_hub's mixin writes them
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -69,7 +70,7 @@ def download_weights(repo_id: str, name: str | None, revision: str | None) -> tu
         commit = str(api.model_info(repo_id, revision=revision).sha)
         existing = sorted(api.list_repo_files(repo_id, revision=commit))
         weights = [path for path in existing if path.endswith((*_PICKLE_SUFFIXES, ".safetensors"))]
-        usual = [path for path in ("model.safetensors", "pytorch_model.bin") if path in weights]
+        usual = [path for path in WEIGHT_FILES if path in weights]
         chosen = [name] if name else usual[:1] or weights
         if len(chosen) != 1 or chosen[0] not in existing:
             listed = ", ".join(weights[:8]) or "no file of weights"
