@@ -21,16 +21,16 @@ MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in S
 # Each module may import those above it.
 ORDER = """
     _allocator _choices _compat _devices _files _loggers _modules _precision _random
-    latents losses augment images metrics ema _distributed _cuda_graphs _optim _checks _monitor
+    latents losses augment images metrics ema features _distributed _cuda_graphs _optim _checks _monitor
     architectures _config checkpoint recipe
-    data._sources data._decoding data._images data._packing data._batches data._datasets data
+    data._sources data._decoding data._images data._packing data._batches data._datasets data _labelled _dedup
     hub._card hub._client zoo hub._pretrained hub
     layers models trainer
     convert._files convert._chains convert._configs convert._statistics convert._build convert zoo._fetch
     export generate _quality _build run
     bench._contender bench bench.robustness
     cli._terminal cli._migration cli._options
-    cli._bench cli._convert cli._generate cli._models cli._recipes cli._train cli __main__
+    cli._bench cli._convert cli._dedup cli._features cli._generate cli._models cli._recipes cli._train cli __main__
 """.split()  # noqa: SIM905 - it reads as the layers that it is
 
 
@@ -80,12 +80,13 @@ def loaded_after(statement):
 
 HEAVY = {
     *("torchvision", "PIL", "huggingface_hub", "safetensors", "sklearn", "lmdb", "cyclopts", "torch._dynamo"),
-    *("matplotlib", "tensorboard", "wandb"),
+    *("matplotlib", "tensorboard", "wandb", "imagehash", "scipy"),
 }
 
 
 def test_imports_are_light():
     modules = ["models", "trainer", "ema", "hub", "losses", "latents", "augment", "images", "data", "checkpoint"]
+    modules += ["features"]
     assert not HEAVY & loaded_after("; ".join(f"import dcgan.{module}" for module in modules))
 
 

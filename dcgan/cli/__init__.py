@@ -1,4 +1,4 @@
-"""The command line: `dcgan train`, `recipes`, `models`, `generate`, `convert`, `export` and `bench`.
+"""The command line, a command of which is a function in a module of this package.
 
 Commands import what they need when they run, so that they print help and report mistakes without torch.
 
@@ -13,13 +13,17 @@ from rich.console import Console
 import dcgan
 from dcgan.cli._bench import bench
 from dcgan.cli._convert import convert, export
+from dcgan.cli._dedup import dedup
+from dcgan.cli._features import features
 from dcgan.cli._generate import generate
+from dcgan.cli._latents import arithmetic, project, walk
 from dcgan.cli._migration import translate
 from dcgan.cli._models import models
 from dcgan.cli._options import read_recipe_file
 from dcgan.cli._recipes import recipes
 from dcgan.cli._terminal import RunError, UsageError, say
 from dcgan.cli._train import train
+from dcgan.cli._visualize import visualize
 
 app = App(
     name="dcgan",
@@ -28,7 +32,7 @@ app = App(
     error_console=Console(stderr=True),
 )
 app.command(train, config=read_recipe_file)
-for _command in (recipes, models, generate, convert, export, bench):
+for _command in (recipes, models, generate, convert, export, bench, features, dedup, walk, arithmetic, project, visualize):
     app.command(_command)
 
 _RENAMED = {  # since 0.1
