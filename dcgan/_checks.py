@@ -213,20 +213,26 @@ def expect_images(batch: object) -> Tensor:
                 "the batch must be images (N, K, H, W), floating-point or uint8, got "
                 f"{tuple(batch.shape)} of {batch.dtype}"
             )
+        if not len(batch):
+            raise ValueError(f"the batch must hold at least one image, got {tuple(batch.shape)}")
         return batch
     if isinstance(batch, Mapping):
         items = {f"{key!r}": value for key, value in batch.items()}
     elif isinstance(batch, Sequence) and not isinstance(batch, str):
         items = {f"item {index}": value for index, value in enumerate(batch)}
     else:
-        raise TypeError(f"the batch must be a tensor of images (N, K, H, W), got a {type(batch).__name__}")
+        raise TypeError(
+            f"the batch must be a tensor of images (N, K, H, W), got a {type(batch).__name__}: pass one batch as a tensor, "
+            "such as torch.from_numpy(images), and a whole loader to fit"
+        )
     images = [name for name, value in items.items() if isinstance(value, Tensor) and _may_be_images(value)]
     if len(images) != 1:
         found = ", ".join(f"{name} ({_describe(value)})" for name, value in list(items.items())[:8])
         several = f", in {' and '.join(images)}" if images else ""
         raise TypeError(
             "the batch must hold one tensor of images (N, K, H, W), floating-point or uint8, got a "
-            f"{type(batch).__name__} with {len(images)} of them{several}; it has {found or 'no items'}"
+            f"{type(batch).__name__} with {len(images)} of them{several}; it has {found or 'no items'}: pass "
+            "the images alone, as one tensor"
         )
     return expect_images(items[images[0]])
 

@@ -481,6 +481,8 @@ def test_bad_batches_and_scattered_networks_are_named():
         trainer.step(torch.zeros(1, 16, 16))
     with pytest.raises(ValueError, match="torch.int64"):
         trainer.step(torch.zeros(2, 1, 16, 16, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"batch must hold at least one image, got \(0, 1, 16, 16\)"):
+        trainer.step(torch.zeros(0, 1, 16, 16))
     assert trainer.steps == 0
     generator, discriminator = networks()
     with pytest.raises(ValueError, match=r"the networks must be on one device, got \['cpu', 'meta'\]"):
@@ -516,8 +518,12 @@ def test_a_batch_that_holds_one_tensor_of_images_is_trained_on(wrap):
         ([torch.zeros(2, 1, 16, 16)] * 2, r"a list with 2 of them, in item 0 and item 1; it has"),
         ({"a": torch.zeros(2, 1, 4, 4), "b": torch.zeros(2, 1, 4, 4)}, r"2 of them, in 'a' and 'b'"),
         ({"image": torch.zeros(2, 1, 4, 4, dtype=torch.int64), "mask": torch.zeros(2, 1, 4, 4)}, "'image' and 'mask'"),
+        ((torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)), r"pass the images alone, as one tensor$"),
+        ([[torch.zeros(2, 1, 16, 16), torch.zeros(2)]], r"a list with 0 of them; it has item 0 \(list\): pass"),
         ("batch", r"the batch must be a tensor of images \(N, K, H, W\), got a str"),
         (None, r"got a NoneType"),
+        (torch.zeros(2, 1, 16, 16).numpy(), r"got a ndarray: pass one batch as a tensor, such as torch.from_numpy"),
+        (iter([torch.zeros(2, 1, 16, 16)]), r"got a list_iterator: .* and a whole loader to fit"),
     ],
 )
 def test_a_batch_without_one_tensor_of_images_is_described(batch, message):
