@@ -222,8 +222,8 @@ def expect_images(batch: object) -> Tensor:
         items = {f"item {index}": value for index, value in enumerate(batch)}
     else:
         raise TypeError(
-            f"the batch must be a tensor of images (N, K, H, W), got a {type(batch).__name__}: pass one batch as a tensor, "
-            "such as torch.from_numpy(images), and a whole loader to fit"
+            f"the batch must be a tensor of images (N, K, H, W), got a {type(batch).__name__}: pass one batch as a "
+            "tensor, such as torch.from_numpy(images), and a whole loader to fit"
         )
     images = [name for name, value in items.items() if isinstance(value, Tensor) and _may_be_images(value)]
     if len(images) != 1:
