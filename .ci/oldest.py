@@ -7,7 +7,7 @@ from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 extras = project["optional-dependencies"]
-tested = ["onnx", "lsun", "tensorboard", "wandb", "test"]
+tested = ["heic", "onnx", "lsun", "tensorboard", "wandb", "test"]
 for requirement in [*project["dependencies"], *(need for extra in tested for need in extras[extra])]:
     if match := re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)", requirement):
         name, version = match.groups()
