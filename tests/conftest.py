@@ -57,7 +57,7 @@ def spoiled(tmp_path):
         "text.jpg": b"these are words, not pixels",
         "empty.png": b"",
         "bomb.png": bomb(),
-        "gif.png": encoded("gif"),
+        "eps.png": encoded("eps"),
         **{f"cut.{suffix}": encoded(suffix)[:700] for suffix in ["jpg", "png", "webp", "bmp", "tif"]},
     }
     for name, content in bad.items():

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("offline")
         (
             {"name": "folder", "root": "empty"},
             FileNotFoundError,
-            r"root must hold images \(.bmp, .* got empty",
+            r"root must hold images at any depth, got empty, which holds no file; images end in .apng, ",
         ),
         ({"name": "folder", "root": "file"}, NotADirectoryError, "root must be a folder, got the file file"),
         ({"name": "mnist", "root": "file"}, NotADirectoryError, "root must be a folder, got the file file"),
@@ -81,8 +81,9 @@ def test_every_bad_file_is_listed_with_its_reason(spoiled, tmp_path):
     failures = {Path(file).name: reason for file, reason in caught.value.failures}
     assert sorted(failures) == bad
     assert all(failures.values())
-    assert "10000x10000 pixels" in failures["bomb.png"]
-    assert "supported format" in failures["text.jpg"]
+    assert "has 100000000 pixels (10000x10000), more than 89478485" in failures["bomb.png"]
+    assert failures["text.jpg"] == "is not in a supported format: it begins with b'these are words,'"
+    assert failures["empty.png"] == "is empty"
     assert "truncated" in failures["cut.jpg"]
     assert "not a file" in failures["directory.png"]
     assert all(f"{root / name}: {failures[name]}" in str(caught.value) for name in bad)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from dcgan import Discriminator, Generator, Trainer, data
-from dcgan.data import _packing
+from dcgan.data import _integrity, _packing
 
 pytestmark = pytest.mark.usefixtures("offline")
 
@@ -455,6 +455,7 @@ def test_labels_belong_to_their_pixels_wherever_a_build_breaks_off(monkeypatch, 
 
     with monkeypatch.context() as patch:
         patch.setattr(_packing, "atomic_write", killed_write)
+        patch.setattr(_integrity, "atomic_write", killed_write)
         patch.setattr(Path, "replace", killed_replace)
         with pytest.raises(Killed):
             data.from_dataset(dataset)

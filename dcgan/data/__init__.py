@@ -35,6 +35,7 @@ def load(
     cache_dir: str | Path | None = None,
     workers: int | None = None,
     skip_bad: bool = False,
+    max_pixels: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Images:
     """Open a dataset, decoding it into a packed file the first time.
@@ -53,25 +54,34 @@ def load(
         cache_dir: Where packed files are kept, by default `cache_folder()`.
         workers: Decoding threads, by default one per core; 0 decodes a stream in the calling thread.
         skip_bad: Leave out unreadable images, and record them, instead of raising.
+        max_pixels: Refuse larger images, h·w; by default those above `PIL.Image.MAX_IMAGE_PIXELS`, 89 million, against
+            files that fill the memory when they are decoded. Of a JPEG, the size at which it is decoded counts, of
+            which `image_size` needs only a fraction.
         progress: Called as `progress(done, total)`, from the calling thread, while a packed file is made.
 
     Raises:
         BadImages: If images are unreadable; it lists them all. Without a packed file, `Images.batch` raises it.
         ValueError: If an argument is out of its range.
-        FileNotFoundError: If the dataset is not under `root` and cannot be downloaded; the message says how to get it.
+        FileNotFoundError: If the dataset is not under `root` and cannot be downloaded, and the message says how to get
+            it; or if there is no home folder and none of `root`, `cache_dir` and `$DCGAN_CACHE` takes its place.
         NotADirectoryError: If `root` is a file.
+        PermissionError: If `root`, a folder in it or that of packed files may not be read.
         ImportError: If the package lmdb, which lsun needs, is missing.
-        OSError: If the packed file does not fit on its disk.
+        OSError: If the packed file does not fit on its disk. `Images.batch` raises it when the check of a large packed
+            file, which goes on after `load`, finds it damaged.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
-    _expect_options(image_size, channels, resize, workers, cache=cache, skip_bad=skip_bad)
+    _expect_options(image_size, channels, resize, workers, max_pixels, cache=cache, skip_bad=skip_bad)
     if name == "folder" and root is None:
         raise ValueError("the dataset 'folder' needs root, the folder of images")
     if name in ("digits", "fake") and root is not None:
         raise ValueError(f"the dataset {name!r} takes no root, got {root}: 'folder' reads the images of a folder")
 
-    root = cache_folder() / "sets" if root is None else Path(root).expanduser()
-    decoder = Decoder(open_source(name, root, classes), _sides(image_size), channels, resize)
+    if name in ("digits", "fake"):
+        root = Path()
+    elif root is None:
+        root = cache_folder() / "sets"
+    decoder = Decoder(open_source(name, _expand(root), classes), _sides(image_size), channels, resize, max_pixels)
     if not cache:
         return StreamedImages(decoder, workers)
     fingerprint = decoder.source.fingerprint()
@@ -91,6 +101,7 @@ def from_dataset(
     cache_dir: str | Path | None = None,
     workers: int = 0,
     skip_bad: bool = False,
+    max_pixels: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Images:
     """Open a map-style dataset of torch, torchvision or Hugging Face, decoding it into a packed file the first time.
@@ -121,6 +132,7 @@ def from_dataset(
         workers: Threads that read the dataset, which must allow that; 0 reads it in the calling thread, which for
             `Batches` without a packed file is a thread of its own.
         skip_bad: Leave out unreadable images, and their labels, and record them, instead of raising.
+        max_pixels: As for `load`, for images of Pillow.
         progress: As for `load`.
 
     Raises:
@@ -135,9 +147,9 @@ def from_dataset(
     height, width, natural_channels = natural_shape(items.first)
     image_size = (height, width) if image_size is None else image_size
     channels = natural_channels if channels is None else channels
-    _expect_options(image_size, channels, resize, workers, cache=cache, skip_bad=skip_bad)
+    _expect_options(image_size, channels, resize, workers, max_pixels, cache=cache, skip_bad=skip_bad)
     source = Source(items.name, Path(), (), lambda _: items, description=items.describe(), labels=items.labels)
-    decoder = Decoder(source, _sides(image_size), channels, resize)
+    decoder = Decoder(source, _sides(image_size), channels, resize, max_pixels)
     if not cache:
         return StreamedImages(decoder, workers)
     fingerprint = items.fingerprint(decoder)
@@ -145,14 +157,28 @@ def from_dataset(
 
 
 def cache_folder() -> Path:
-    """Return where packed files are kept: `$DCGAN_CACHE`, `$XDG_CACHE_HOME/dcgan` or `~/.cache/dcgan`."""
+    """Return where packed files are kept: `$DCGAN_CACHE`, `$XDG_CACHE_HOME/dcgan` or `~/.cache/dcgan`.
+
+    Raises:
+        FileNotFoundError: If none of them is set and there is no home folder.
+    """
     if folder := os.environ.get("DCGAN_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dcgan"
+        return _expand(folder)
+    return _expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dcgan"
 
 
 def _packed_folder(cache_dir: str | Path | None) -> Path:
-    return cache_folder() if cache_dir is None else Path(cache_dir).expanduser()
+    return cache_folder() if cache_dir is None else _expand(cache_dir)
+
+
+def _expand(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"there is no home folder for {path}: name folders with root and cache_dir, or one for both in the "
+            "environment variable DCGAN_CACHE"
+        ) from error
 
 
 def _sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
@@ -161,7 +187,14 @@ def _sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _expect_options(
-    image_size: int | tuple[int, int], channels: int, resize: Resize, workers: int, *, cache: bool, skip_bad: bool
+    image_size: int | tuple[int, int],
+    channels: int,
+    resize: Resize,
+    workers: int,
+    max_pixels: int | None,
+    *,
+    cache: bool,
+    skip_bad: bool,
 ) -> None:
     if min(_sides(image_size)) < 1:
         raise ValueError(f"image_size must be positive, a side or (height, width), got {image_size}")
@@ -171,5 +204,7 @@ def _expect_options(
         raise ValueError(f"resize must be one of {', '.join(get_args(Resize))}, got {resize!r}")
     if workers < 0:
         raise ValueError(f"workers must be at least 0, got {workers}")
+    if max_pixels is not None and max_pixels < 1:
+        raise ValueError(f"max_pixels must be at least 1, got {max_pixels}")
     if skip_bad and not cache:
         raise ValueError("skip_bad needs cache=True: only packing looks at every image before the run")

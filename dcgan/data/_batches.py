@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dcgan.data._images import channels_first
+from dcgan.data._images import PackedImages, channels_first
 from dcgan.data._packing import prefetch
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ class Batches:
         count = len(self.images)
         chunks = (self.images.batch(np.arange(i, min(i + 4096, count))) for i in range(0, count, 4096))
         images = torch.cat([chunk.permute(0, 2, 3, 1).to(device) for chunk in chunks])  # (N, H, W, K)
+        if isinstance(self.images, PackedImages):
+            self.images.finish_check()  # they are not asked for any more batches
         for step in itertools.count(self.start):
             indices = torch.from_numpy(self._batch_indices(step)).to(device, non_blocking=True)
             batch = images.index_select(0, indices)  # (B, H, W, K)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import re
 import struct
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dcgan.data._formats import HEIF_REMEDY, formats_of
 from dcgan.data._sources import UnreadableImage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from PIL.Image import Image as PilImage
+    from PIL.ImageFile import ImageFile
 
     from dcgan._choices import Resize
     from dcgan.data._sources import Item, Source
@@ -31,8 +37,8 @@ MACHINE_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 
 # Unreadable metadata do not matter to readable pixels.
 _METADATA_ERRORS = (SyntaxError, ValueError, KeyError, TypeError, struct.error)
-# Pillow reads many more, some by running other programs (EPS): not safe with images from anywhere.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_PILLOW_LIMIT_LOCK = threading.Lock()
 
 
 class Decoded(NamedTuple):
@@ -58,12 +64,14 @@ class Decoder:
         image_size: `(H, W)`.
         channels: K: 1 grey or 3 RGB, composited over white where an image is transparent; 4 RGBA.
         resize: "crop" scales an image to cover `(H, W)` and keeps the centre; "squash" scales each side.
+        max_pixels: Refuse larger images; None is the limit of Pillow, `PIL.Image.MAX_IMAGE_PIXELS`.
     """
 
     source: Source
     image_size: tuple[int, int]
     channels: int
     resize: Resize
+    max_pixels: int | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -91,18 +99,22 @@ class Decoder:
                 return self._resize(_convert_mode(Image.fromarray(np.ascontiguousarray(item)), self.channels))
             if isinstance(item, Image.Image):
                 image = item.copy()  # the dataset may hold the original, which another thread may be reading
-                _load_upright(image, 2 * max(self.image_size))
+                _load_upright(image, 2 * max(self.image_size), self.max_pixels)
                 return self._resize(_convert_mode(image, self.channels))
-            if isinstance(item, str) and not Path(item).is_file():
+            path = item if isinstance(item, str) else None
+            if path is not None and not Path(path).is_file():
                 # Checked first, since opening a named pipe would block forever.
                 raise ValueError("is not a file")  # noqa: TRY301 - for the last handler below
             # Read at once: each of Pillow's many small reads would release the interpreter's lock.
             encoded = item if isinstance(item, bytes) else Path(item).read_bytes()
-            with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-                _load_upright(image, 2 * max(self.image_size))
+            with _open_image(encoded, path, self.max_pixels) as image:
+                _load_upright(image, 2 * max(self.image_size), self.max_pixels)
                 return self._resize(_convert_mode(image, self.channels))
         except UnidentifiedImageError as error:
-            raise UnreadableImage(f"is not in a supported format ({', '.join(_FORMATS)})") from error
+            raise UnreadableImage(_describe_unidentified(encoded)) from error
+        except Image.DecompressionBombError as error:
+            pixels = re.search(r"\d+", str(error))
+            raise UnreadableImage(_too_large(int(pixels[0]), self.max_pixels) if pixels else str(error)) from error
         except MemoryError:
             raise
         except Exception as error:
@@ -141,18 +153,60 @@ def natural_shape(image: np.ndarray | PilImage) -> tuple[int, int, int]:
     return height, width, 1 if grey else 4 if image.mode in {"RGBA", "RGBa"} else 3
 
 
-def _load_upright(image: PilImage, min_side: int) -> None:
+def _open_image(encoded: bytes, path: str | None, max_pixels: int | None) -> ImageFile:
+    """Read the header of an encoded image."""
+    from PIL import Image
+
+    with contextlib.nullcontext() if max_pixels is None else _set_pillow_limit(max_pixels):
+        return Image.open(io.BytesIO(encoded), formats=formats_of(path))
+
+
+@contextlib.contextmanager
+def _set_pillow_limit(max_pixels: int) -> Iterator[None]:
+    # `Image.open` refuses twice its limit, which belongs to the whole process: one thread at a time, and not for long.
+    from PIL import Image
+
+    with _PILLOW_LIMIT_LOCK:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _load_upright(image: PilImage, min_side: int, max_pixels: int | None) -> None:
     """Load the pixels, at a reduced size of at least `min_side` where possible, and apply the EXIF orientation."""
     from PIL import Image, ImageOps
 
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        # Pillow only warns up to twice its limit; what is read must not depend on warning filters.
-        raise ValueError(f"has {image.width}x{image.height} pixels, more than Image.MAX_IMAGE_PIXELS = {limit}")
+    width, height = image.size
     image.draft(None, (min_side, min_side))  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size
+    # Only then does its size count, as it is in memory; but all coefficients of a progressive JPEG are kept there.
+    decoded = width * height if "progressive" in image.info else image.width * image.height
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    if limit is not None and decoded > limit:
+        # Pillow only warns up to twice its limit; what is read must not depend on warning filters.
+        raise ValueError(_too_large(width * height, max_pixels, f" ({width}x{height})"))
     image.load()
     with contextlib.suppress(*_METADATA_ERRORS):
         ImageOps.exif_transpose(image, in_place=True)
+
+
+def _too_large(pixels: int, max_pixels: int | None, sides: str = "") -> str:
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    return (
+        f"has {pixels} pixels{sides}, more than {limit}, the limit against files that fill the memory: to read it "
+        f"nevertheless, set max_pixels to {pixels}"
+    )
+
+
+def _describe_unidentified(encoded: bytes) -> str:
+    if not encoded:
+        return "is empty"
+    if encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIF_BRANDS and "HEIF" not in formats_of(None):
+        return f"is HEIC, which needs a plugin of Pillow: {HEIF_REMEDY}"
+    return f"is not in a supported format: it begins with {encoded[:16]!r}"
 
 
 def _convert_mode(image: PilImage, channels: int) -> PilImage:
@@ -170,4 +224,5 @@ def _convert_mode(image: PilImage, channels: int) -> PilImage:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # a conversion to the same mode would copy it

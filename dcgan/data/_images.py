@@ -5,6 +5,7 @@ Shapes: N images, B a batch of them, K channels, H and W their sides.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -15,11 +16,13 @@ import numpy as np
 from dcgan.data._sources import UnreadableImage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import torch
 
     from dcgan.data._decoding import Decoder
+    from dcgan.data._integrity import IntegrityCheck
 
 
 class Images(Protocol):
@@ -40,6 +43,20 @@ class Images(Protocol):
     path: Path | None
     nbytes: int
     skipped: list[tuple[str, str]]
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """How many files of a folder of images have an ending that is not read, by ending; "" is none."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells whether two sets hold the same images, wherever they are; comparable up to its colon.
+
+        "crc32:..." is the checksum of all pixels and labels, which a packed file records. "files:...", without a packed
+        file, hashes the names and sizes of the dataset's files, so that an edit that keeps a size goes unnoticed.
+        """
+        ...
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -101,16 +118,26 @@ class PackedImages(_SingleImages):
     """Images gathered from a memory-mapped packed file. Attributes as in `Images`."""
 
     def __init__(
-        self, path: Path, name: str, array: np.ndarray, skipped: list[tuple[str, str]], labels: np.ndarray | None
+        self,
+        path: Path,
+        name: str,
+        array: np.ndarray,
+        labels: np.ndarray | None,
+        skipped: list[tuple[str, str]],
+        left_out: dict[str, int],
+        check: IntegrityCheck,
     ) -> None:
         self.path: Path | None = path.absolute()  # a process that it is sent to may start in another folder
-        self.name, self.skipped, self.labels, self.nbytes = name, skipped, labels, array.nbytes
+        self.name, self.labels, self.nbytes = name, labels, array.nbytes
+        self.skipped, self.left_out = skipped, left_out
         self.image_size: tuple[int, int] = (array.shape[1], array.shape[2])
         self.channels: int = array.shape[3]
         self._array = np.asarray(array)  # (N, H, W, K); indexing an np.memmap is slower
+        self._check: IntegrityCheck | None = check
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_array": None}  # mapped anew from the path, not copied into each process
+        # Mapped anew from the path, not copied into each process, nor checked there.
+        return vars(self) | {"_array": None, "_check": None, "fingerprint": self.fingerprint}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -119,8 +146,20 @@ class PackedImages(_SingleImages):
     def __len__(self) -> int:
         return len(self._array)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        return self._check.checksum if self._check is not None else ""
+
     def batch(self, indices: np.ndarray) -> torch.Tensor:
+        if self._check is not None:
+            self._check.raise_if_damaged()
         return channels_first(self._array[indices])
+
+    def finish_check(self) -> None:
+        """Wait until the packed file has been read, and raise `OSError` if it is damaged."""
+        if self._check is not None:
+            self._check.wait()
+            self._check.raise_if_damaged()
 
 
 class StreamedImages(_SingleImages):
@@ -139,6 +178,16 @@ class StreamedImages(_SingleImages):
 
     def __len__(self) -> int:
         return len(self._decoder.source.items)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        return self._decoder.source.left_out
+
+    @cached_property
+    def fingerprint(self) -> str:
+        decoder = self._decoder
+        key = repr((decoder.source.portable_fingerprint(), decoder.shape, decoder.resize))
+        return f"files:{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
     @cached_property
     def labels(self) -> np.ndarray | None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import stat
 import tarfile
 import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_args
@@ -20,9 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_args
 import numpy as np
 
 from dcgan._choices import DatasetName
+from dcgan.data._formats import HEIF_ENDINGS, HEIF_REMEDY, ending_of, image_endings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import ModuleType
 
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 DATASETS: tuple[str, ...] = get_args(DatasetName)
 """The names that `load` knows."""
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_MAX_ENDINGS = 6  # of files that are left out, in a message
 LSUN_CLASSES = (
     *("bedroom_train", "bridge_train", "church_outdoor_train", "classroom_train", "conference_room_train"),
     *("dining_room_train", "kitchen_train", "living_room_train", "restaurant_train", "tower_train"),
@@ -100,6 +103,7 @@ class Source:
         """Hold the items instead of `read`, which may be of a kind that cannot be pickled."""
         state = vars(self) | {"items": self.items}
         del state["read"]
+        state.pop("_scans", None)  # as long as the items
         return state
 
     def label(self, index: int) -> str:
@@ -109,19 +113,42 @@ class Source:
 
     def fingerprint(self) -> str:
         """Hash every file's path, size and modification time, so that a changed dataset is packed again."""
-        if not all((self.root / path).exists() for path in self.paths):
-            _ = self.items  # downloads the dataset
         digest = hashlib.sha256(f"{self.name}\0".encode())
-        root = self.root.resolve()
-        for path in (root / relative for relative in self.paths):
-            for file in list_images(path) if path.is_dir() else [str(path)]:
-                try:
-                    status = os.stat(file)  # noqa: PTH116 (a million files: a Path for each takes longer)
-                except OSError:  # a dangling link, which decoding will report
-                    digest.update(os.fsencode(f"{file}\0"))
-                else:
-                    digest.update(os.fsencode(f"{file}\0{status.st_size} {status.st_mtime_ns}\0"))
+        for file, status in self._files():
+            digest.update(os.fsencode(f"{file}\0"))
+            if status is not None:
+                digest.update(f"{status.st_size} {status.st_mtime_ns}\0".encode())
         return digest.hexdigest()
+
+    def portable_fingerprint(self) -> str:
+        """Hash what a copy of the dataset in another folder shares: the files' names and sizes, without their times."""
+        digest = hashlib.sha256(repr((self.name, self.description, len(self.items))).encode())
+        prefix = len(os.fspath(self.root.resolve())) + 1
+        for file, status in self._files():
+            digest.update(os.fsencode(f"{file[prefix:]}\0{status and status.st_size}\0"))
+        return digest.hexdigest()
+
+    @cached_property
+    def left_out(self) -> dict[str, int]:
+        """How many files in the folders of `paths` have an ending that is not read, by ending; "" is none."""
+        return dict(sum((scan.left_out for scan in self._scans), Counter()))
+
+    @cached_property
+    def _scans(self) -> list[FolderScan]:
+        """What is at each of `paths`, after a download if one is missing."""
+        if not all((self.root / path).exists() for path in self.paths):
+            _ = self.items
+        root = self.root.resolve()
+        paths = [root / relative for relative in self.paths]
+        return [scan_folder(path) if path.is_dir() else FolderScan([str(path)], Counter()) for path in paths]
+
+    def _files(self) -> Iterator[tuple[str, os.stat_result | None]]:
+        for scan in self._scans:
+            for file in scan.files:
+                try:
+                    yield file, os.stat(file)  # noqa: PTH116 (a million files: a Path for each takes longer)
+                except OSError:  # a dangling link, which decoding will report
+                    yield file, None
 
 
 def open_source(name: str, root: Path, classes: Sequence[str] = ()) -> Source:
@@ -141,39 +168,99 @@ def open_source(name: str, root: Path, classes: Sequence[str] = ()) -> Source:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}{_suggest(name, DATASETS)}")
     if classes and name != "lsun":
         raise ValueError(f"classes apply to lsun only, got {list(classes)} for {name}")
-    if root.exists() and not root.is_dir():
-        raise NotADirectoryError(f"root must be a folder, got the file {root}")
-    if name == "folder" and not root.exists():
-        raise FileNotFoundError(f"root must be a folder of images, got {root}, which does not exist")
+    _expect_folder(root, must_exist=name == "folder")
     if name == "lsun":
         return _lsun(root, classes)
     return Source(name, root, **_READERS[name]._asdict())
 
 
+class FolderScan(NamedTuple):
+    """What is in a folder and below it.
+
+    Attributes:
+        files: Paths of the image files, sorted.
+        left_out: Number of other files by their endings, in lower case; "" is none.
+    """
+
+    files: list[str]
+    left_out: Counter[str]
+
+
 def list_images(folder: str | Path) -> list[str]:
-    """List the image files in and below `folder`, sorted by path.
+    """List the image files in and below `folder`, sorted by path, as `scan_folder` finds them."""
+    return scan_folder(folder).files
+
+
+def scan_folder(folder: str | Path) -> FolderScan:
+    """List the image files in and below `folder`, sorted by path, and count the others.
 
     Links are followed; a folder that is reached twice, as in a cycle of links, is listed once. Hidden names
     are left out. Whatever is named like an image is listed, even a directory: decoding reports what is wrong.
+
+    Raises:
+        OSError: If a folder cannot be read; the message names it.
     """
     files: list[str] = []
+    left_out: Counter[str] = Counter()
+    endings = image_endings()
     folders, seen = [os.fspath(folder)], set()
     while folders:
         current = folders.pop()
-        status = os.stat(current)  # noqa: PTH116 (as in `fingerprint`)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(current) as entries:
-            # In order: where several links lead to a folder, the first decides the paths of its files.
-            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-                if entry.name.startswith("."):
-                    continue
-                if entry.name.lower().endswith(IMAGE_SUFFIXES):
-                    files.append(entry.path)
-                elif entry.is_dir():
-                    folders.append(entry.path)
-    return sorted(files)
+        try:
+            status = os.stat(current)  # noqa: PTH116 (as in `_files`)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(current) as entries:
+                # In order: where several links lead to a folder, the first decides the paths of its files.
+                listed = sorted(entries, key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            raise rephrase(error, f"the folder {current} cannot be read: {error.strerror}") from error
+        for entry in listed:
+            if entry.name.startswith("."):
+                continue
+            if (ending := ending_of(entry.name)) in endings:
+                files.append(entry.path)
+            elif os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112
+                folders.append(entry.path)
+            else:
+                left_out[ending] += 1
+    return FolderScan(sorted(files), left_out)
+
+
+def describe_left_out(counts: Mapping[str, int]) -> str:
+    """Say how many files of which endings are left out, the most frequent first, and how to read those that can be."""
+    common = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    parts = [f"{count:,} {ending or 'without ending'}" for ending, count in common[:_MAX_ENDINGS]]
+    if rest := sum(count for _, count in common[_MAX_ENDINGS:]):
+        parts.append(f"{rest:,} others")
+    remedy = f" (to read HEIC: {HEIF_REMEDY})" if counts.keys() & set(HEIF_ENDINGS) else ""
+    return ", ".join(parts) + remedy
+
+
+def rephrase(error: OSError, message: str) -> OSError:
+    """Return an error of the same type and number that reads as the message alone."""
+    rephrased = type(error)(message)
+    rephrased.errno = error.errno
+    return rephrased
+
+
+def _expect_folder(root: Path, *, must_exist: bool) -> None:
+    try:
+        is_folder = stat.S_ISDIR(root.stat().st_mode)
+    except PermissionError as error:
+        raise rephrase(error, f"root cannot be read: {error.strerror}: {root}") from error
+    except OSError as error:
+        if must_exist:
+            reason = (
+                "which does not exist"
+                if isinstance(error, FileNotFoundError)
+                else f"which is no folder: {error.strerror}"
+            )
+            raise FileNotFoundError(f"root must be a folder of images, got {root}, {reason}") from error
+        return
+    if not is_folder:
+        raise NotADirectoryError(f"root must be a folder, got the file {root}")
 
 
 def _suggest(word: str, words: Sequence[str]) -> str:
@@ -189,9 +276,11 @@ def _torchvision_datasets() -> ModuleType:
 
 
 def _folder(root: Path) -> list[str]:
-    files = list_images(root)
+    files, left_out = scan_folder(root)
     if not files:
-        raise FileNotFoundError(f"root must hold images ({', '.join(IMAGE_SUFFIXES)}) at any depth, got {root}")
+        found = f"which holds {describe_left_out(left_out)}" if left_out else "which holds no file"
+        endings = ", ".join(sorted(image_endings()))
+        raise FileNotFoundError(f"root must hold images at any depth, got {root}, {found}; images end in {endings}")
     return files
 
 
