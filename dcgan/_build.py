@@ -86,6 +86,7 @@ def open_images(recipe: Recipe, progress: Callable[[int, int], None] | None) -> 
         cache_dir=recipe.cache_dir,
         workers=recipe.workers,
         skip_bad=recipe.skip_bad,
+        max_pixels=recipe.max_pixels,
         progress=progress,
     )
     data.Batches(images, recipe.batch_size or 1)  # raises if the set is smaller than a batch

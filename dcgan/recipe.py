@@ -49,7 +49,7 @@ _DEFAULTS = {"image_size": 64, "channels": 3, "base_channels": 64, "batch_size":
 _RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
     (
         (
-            *("base_channels", "d_base_channels", "max_channels", "latent_dim", "stages"),
+            *("max_pixels", "base_channels", "d_base_channels", "max_channels", "latent_dim", "stages"),
             *("steps", "epochs", "batch_size", "d_steps"),
             *("log_every", "sample_every", "save_every", "eval_every", "keep", "samples"),
         ),
@@ -80,6 +80,8 @@ class Recipe:
         cache_dir: Folder of the packed files; by default ~/.cache/dcgan.
         workers: Number of threads that decode images; by default one per core.
         skip_bad: Skip files that cannot be decoded instead of stopping.
+        max_pixels: Number of pixels above which an image is refused; by default 89 million, against files that fill the
+            memory.
         architecture: Published architecture to start from; the options below override its arguments.
         latent_dim: Length of the latent vectors.
         base_channels: Width of the stage next to the image, in both networks; by default the architecture's, or that
@@ -145,6 +147,7 @@ class Recipe:
     cache_dir: Path | None = None
     workers: int | None = None
     skip_bad: bool = False
+    max_pixels: int | None = None
 
     architecture: ArchitectureName = "tutorial"
     latent_dim: int | None = None

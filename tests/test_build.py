@@ -22,6 +22,7 @@ RECIPE = Recipe(
     cache_dir=Path("cache"),
     workers=3,
     skip_bad=True,
+    max_pixels=10,
     latent_dim=7,
     base_channels=5,
     d_base_channels=6,
@@ -120,6 +121,7 @@ def test_the_dataset_is_opened_as_the_recipe_says(monkeypatch):
         "cache_dir": Path("cache"),
         "workers": 3,
         "skip_bad": True,
+        "max_pixels": 10,
         "progress": print,
     }
 

@@ -30,6 +30,7 @@ _FLAGS = """
 --classes --compile --config --convs-per-stage --d-base-channels --d-lr --d-norm --d-steps --data --device
 --discriminator --dry-run --ema-decay --epochs --eval-every --flip --g-lr --generator --gradient-penalty --image-size
 --keep --kernel-size --label-smoothing --latent --latent-dim --log --log-every --loss --lr --lr-decay --max-channels
+--max-pixels
 --no-augment --no-bias --no-cache --no-flip --no-log --no-skip-bad --norm --on-collapse --out --precision --print-recipe
 --r1 --recipe --resize --resume --root --sample-every --samples --save-every --schedule --seed --skip-bad --stages
 --stem --steps --upsample --weight-decay --workers
