@@ -104,6 +104,8 @@ def _open_run(recipe: Recipe, out: Path | None, resume: Path | None) -> "Run":
 
 
 def _describe(run: "Run") -> None:
+    from dcgan.data._sources import describe_left_out
+
     images, recipe = run.images, run.recipe
     where = ""
     if images.path is not None:
@@ -112,6 +114,8 @@ def _describe(run: "Run") -> None:
     say(f"data      {images.name}: {len(images):,} images {height}x{width}x{images.channels}{where}")
     if images.skipped:
         say(f"          skipped {len(images.skipped)} files, such as {images.skipped[0][0]}: {images.skipped[0][1]}")
+    if images.left_out:
+        say(f"          left out: {describe_left_out(images.left_out)}")
     sizes = [sum(p.numel() for p in n.parameters()) for n in (run.trainer.generator, run.trainer.discriminator)]
     origin = "loaded" if recipe.generator else recipe.architecture
     say(f"networks  {origin}: generator {sizes[0]:,} parameters, discriminator {sizes[1]:,}")
