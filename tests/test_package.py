@@ -23,7 +23,8 @@ ORDER = """
     _allocator _choices _compat _devices _files _loggers _modules _precision _random
     latents losses augment images metrics ema features _distributed _cuda_graphs _optim _checks _monitor
     architectures _config checkpoint recipe
-    data._sources data._decoding data._images data._packing data._batches data._datasets data _labelled _dedup
+    data._formats data._sources data._decoding data._integrity data._images data._packing data._batches data._datasets
+    data _labelled _dedup
     hub._card hub._client zoo hub._pretrained hub
     layers models trainer
     convert._files convert._chains convert._configs convert._statistics convert._build convert zoo._fetch
