@@ -433,6 +433,7 @@ def from_pretrained(
     force_download: bool = False,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    verify: bool = True,
 ) -> tuple[Generator, Discriminator]:
     """Load a generator and its discriminator, for further training; arguments are as in `Generator.from_pretrained`."""
     options: dict[str, Any] = {
@@ -444,6 +445,7 @@ def from_pretrained(
         "force_download": force_download,
         "device": device,
         "dtype": dtype,
+        "verify": verify,
     }
     return Generator.from_pretrained(name_or_path, **options), Discriminator.from_pretrained(name_or_path, **options)
 

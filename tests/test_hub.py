@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import dcgan
@@ -174,6 +175,40 @@ def test_files_of_version_0_1_load_as_they_did(tmp_path):
     generator = Generator.from_pretrained(folder)
     assert generator.config["latent"] == "uniform"
     torch.testing.assert_close(generator.sample(4, seed=7), expected, rtol=0, atol=1e-6)
+
+
+def test_a_flipped_bit_in_the_weights_is_found_wherever_it_is(saved):
+    folder = saved[0]
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")  # behind the header
+    for position in (start, start + 1, (start + len(whole)) // 2, len(whole) - 1):
+        for bit in (0, 5):
+            damaged = bytearray(whole)
+            damaged[position] ^= 1 << bit
+            weights.write_bytes(damaged)
+            with pytest.raises(ValueError, match=r"model\.safetensors is damaged: .*verify=False loads them"):
+                Generator.from_pretrained(folder)
+            Generator.from_pretrained(folder, verify=False)
+
+
+def test_weights_that_another_program_wrote_anew_load(saved):
+    folder = saved[0]
+    weights = folder / "model.safetensors"
+    with safe_open(weights, "pt") as file:
+        metadata = file.metadata()
+    state = load_file(weights)
+    changed = {name: tensor + 1 for name, tensor in state.items()}
+    save_file(dict(reversed(state.items())), weights, metadata)  # the same weights
+    Generator.from_pretrained(folder)
+    save_file(changed, weights)  # without our checksum
+    loaded = Generator.from_pretrained(folder).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in changed.items())
+    save_file(changed, weights, metadata)  # with the one of other weights
+    with pytest.raises(ValueError, match="is damaged"):
+        Generator.from_pretrained(folder)
+    loaded = dcgan.from_pretrained(folder, verify=False)[0].state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in changed.items())
 
 
 def test_writing_over_the_files_does_not_change_a_loaded_network(saved):

@@ -8,6 +8,7 @@ import tempfile
 from inspect import Parameter, signature
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar, Self
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _FOREIGN = ". If it is another program's, `dcgan convert` may convert its folder or repository"
+_DOWNLOAD_AGAIN = "; if it was downloaded, force_download=True downloads it again"
+_CHECKSUM = "crc32"  # beside the copy of the configuration in the file of the weights
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the text that Git LFS puts in a file's place begins
 
 
@@ -47,6 +50,7 @@ class Pretrained(nn.Module):
         force_download: bool = False,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
+        verify: bool = True,
     ) -> Self:
         """Load a network, in evaluation mode: of the zoo, from a folder, such as that of a run, or from the Hub.
 
@@ -65,6 +69,8 @@ class Pretrained(nn.Module):
             force_download: Download even what the cache holds.
             device: Device of the network.
             dtype: Floating-point type of the network; by default that of the file, and for models of the zoo float32.
+            verify: Whether to compare the checksum that `save_pretrained` has stored with the weights; pass False to
+                load weights that were changed in the file on purpose.
 
         Raises:
             FileNotFoundError: If there is no such model, folder, repository, revision or file, or the cache lacks it
@@ -72,8 +78,8 @@ class Pretrained(nn.Module):
             NotADirectoryError: If `name_or_path` is a file.
             PermissionError: If the repository needs a token, or refuses the given one.
             OSError: If the download fails.
-            ValueError: If `subfolder` is not a path inside the folder, or the configuration or the weights do not fit
-                this class.
+            ValueError: If `subfolder` is not a path inside the folder, the weights are damaged, or the configuration or
+                the weights do not fit this class.
         """
         torch.empty(0, device=device)  # raises for an unknown device before anything is downloaded
         names = [str(PurePosixPath(_inner_path(subfolder), cls.subfolder, file)) for file in (CONFIG, WEIGHTS)]
@@ -97,13 +103,19 @@ class Pretrained(nn.Module):
         else:
             name = os.fspath(name_or_path)
             config_path, weights_path = download(name, names, revision, cls.__name__, options | {"token": token})
-        return cls._from_files(config_path, weights_path).to(device, dtype)
+        return cls._from_files(config_path, weights_path, verify=verify).to(device, dtype)
 
     @classmethod
-    def _from_files(cls, config_path: Path, weights_path: Path) -> Self:
+    def _from_files(cls, config_path: Path, weights_path: Path, *, verify: bool) -> Self:
         config = _read_config(config_path)
         cls._expect_known(config, config_path)
         state, saved_config = _read_weights(weights_path)
+        stored = (saved_config or {}).pop(_CHECKSUM, None)  # none in files of other programs, and before 0.3
+        if verify and stored is not None and stored != _checksum(state):
+            raise ValueError(
+                f"{weights_path} is damaged: its weights are not those that were saved{_DOWNLOAD_AGAIN}. If they were "
+                "changed on purpose, verify=False loads them"
+            )
         try:
             network = cls._build(config, state, config_path, weights_path)
         except ValueError as error:
@@ -181,7 +193,7 @@ class Pretrained(nn.Module):
 
         # The weights come first and hold the configuration: once they are in place, the new network is saved.
         # As a single entry, since safetensors writes several in a different order each time.
-        weights = save(state, metadata={"config": json.dumps(config)})
+        weights = save(state, metadata={"config": json.dumps({**config, _CHECKSUM: _checksum(state)})})
         for name, data in ((WEIGHTS, weights), (CONFIG, f"{json.dumps(config, indent=2)}\n".encode())):
             with atomic_write(target / name) as file:
                 file.write(data)
@@ -339,9 +351,17 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
                 f"{path} is a Git LFS pointer, not the weights: the repository was cloned without Git LFS. "
                 "Install it, then run `git lfs pull` in the clone"
             ) from error
-        remedy = "; if it was downloaded, force_download=True downloads it again"
-        raise ValueError(f"{path} is not a complete safetensors file: {error}{remedy}") from error
+        raise ValueError(f"{path} is not a complete safetensors file: {error}{_DOWNLOAD_AGAIN}") from error
     return state, saved_config if isinstance(saved_config, dict) else None
+
+
+def _checksum(state: dict[str, Tensor]) -> str:
+    """Return a checksum of tensors on the CPU: of their names, types, shapes and bytes, whatever their order is."""
+    checksum = 0
+    for name, tensor in sorted(state.items()):
+        checksum = crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(), checksum)
+        checksum = crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), checksum)
+    return f"{checksum:08x}"
 
 
 def _is_lfs_pointer(path: Path) -> bool:
