@@ -84,6 +84,33 @@ def grid(images: Tensor, *, columns: int | None = None, gap: int = 2) -> Tensor:
     return pad(joined, (gap, 0, gap, 0))
 
 
+def enlarge(images: Tensor, side: int) -> Tensor:
+    """Repeat the pixels of images `(N, K, H, W)` the least whole number of times that makes both sides `side` long."""
+    factor = max(1, ceil(side / min(images.shape[2:])))
+    return images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+
+def caption(images: Tensor, texts: Sequence[str]) -> Tensor:
+    """Write a line under each uint8 image `(N, K, H, W)`, white on black: `(N, K, H + 12, W)`.
+
+    A line that is wider than its image is cut off; a small character is 6 pixels wide.
+
+    Raises:
+        ValueError: If there are not as many texts as images.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if len(texts) != len(images):
+        raise ValueError(f"there must be a text for each of {len(images)} images, got {len(texts)}")
+    font, width = ImageFont.load_default_imagefont(), images.shape[3]
+    lines = images.new_zeros(*images.shape[:2], 12, width)
+    for line, text in zip(lines, texts, strict=True):
+        canvas = Image.new("L", (width, 12))
+        ImageDraw.Draw(canvas).text((max(0, (width - font.getlength(text)) // 2), 0), text, 255, font)
+        line[:] = torch.from_numpy(np.array(canvas)).to(line)
+    return torch.cat([images, lines], 2)
+
+
 def encode_png(pixels: np.ndarray, *, level: int = 6) -> bytes:
     """Return a PNG of uint8 pixels `(H, W, K)`, K = 1, 3 or 4, compressed at `level` 0 to 9.
 
@@ -110,18 +137,21 @@ def save_png(path: Path, image: Tensor) -> None:
         file.write(encode_png(pixels))
 
 
-def save_gif(path: Path, frames: Sequence[Path], *, seconds: float = 0.2, last: float = 2.0) -> None:
-    """Write a looping GIF of image files, atomically.
+def save_gif(path: Path, frames: Sequence[Path] | Tensor, *, seconds: float = 0.2, last: float = 2.0) -> None:
+    """Write a looping GIF, atomically.
 
     Args:
         path: File to write.
-        frames: Image files of one size, at least one.
+        frames: Image files of one size, or uint8 images `(N, K, H, W)`, at least one.
         seconds: Duration of each frame but the last.
         last: Duration of the last frame, in seconds.
     """
     from PIL import Image
 
-    pictures = [Image.open(frame).convert("RGB") for frame in frames]
+    if isinstance(frames, Tensor):
+        pictures = [Image.fromarray(frame) for frame in _rgb_frames(frames)]
+    else:
+        pictures = [Image.open(frame).convert("RGB") for frame in frames]
     milliseconds = [round(seconds * 1000)] * (len(pictures) - 1) + [round(last * 1000)]
     with atomic_write(path) as file:
         pictures[0].save(
@@ -133,6 +163,54 @@ def save_gif(path: Path, frames: Sequence[Path], *, seconds: float = 0.2, last: 
             loop=0,
             optimize=False,
         )
+
+
+def save_video(path: Path, frames: Tensor, *, frames_per_second: int = 20) -> None:
+    """Write an MP4 with H.264, which browsers and phones play, atomically.
+
+    Args:
+        path: File to write.
+        frames: uint8 images `(N, K, H, W)`, at least one; the last row or column of an odd side is repeated, since
+            colour is kept for every 2×2 pixels.
+        frames_per_second: Number of frames shown in a second.
+
+    Raises:
+        ImportError: If the package av is missing.
+    """
+    expect_video_encoder()
+    import av
+
+    pixels = _rgb_frames(frames)
+    pixels = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), "edge")
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="mp4") as video:
+        stream = video.add_stream("libx264", frames_per_second, options={"crf": "18"})  # hardly any visible loss
+        stream.height, stream.width, stream.pix_fmt = pixels.shape[1], pixels.shape[2], "yuv420p"
+        for frame in pixels:
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        video.mux(stream.encode())
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())
+
+
+def expect_video_encoder() -> None:
+    """Check that the package is there that `save_video` encodes with.
+
+    Raises:
+        ImportError: If it is missing.
+    """
+    try:
+        import av  # noqa: F401 - only to see whether it can be imported
+    except ImportError as error:
+        raise ImportError("writing a video needs the package av: pip install av") from error
+
+
+def _rgb_frames(images: Tensor) -> np.ndarray:
+    """Return uint8 images `(N, K, H, W)` as `(N, H, W, 3)`, without their alpha."""
+    if images.dtype != torch.uint8 or images.dim() != 4 or not len(images) or images.shape[1] not in (1, 3, 4):
+        raise ValueError(f"frames must be uint8 (N, 1, 3 or 4, H, W), got {tuple(images.shape)} of {images.dtype}")
+    colour = images[:, :3].expand(-1, 3, -1, -1)
+    return rearrange(colour, "n k h w -> n h w k").cpu().contiguous().numpy()
 
 
 def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -155,6 +233,39 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         raise ValueError("curves need at least one record")
     with _quiet_matplotlib():
         pixels = _draw_curves(records)
+    with atomic_write(path) as file:
+        file.write(encode_png(pixels))
+
+
+def save_errors(path: Path, errors: Mapping[str, Sequence[float]]) -> None:
+    """Draw errors over the steps of a search, on a logarithmic scale, as a PNG of 1200×700 pixels, atomically.
+
+    Args:
+        path: File to write.
+        errors: The values of each curve, one per step from 0 on, by its name; names are shown for up to eight curves.
+
+    Raises:
+        ValueError: If there is no curve.
+    """
+    if not errors:
+        raise ValueError("there must be at least one curve of errors")
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with _quiet_matplotlib(), style.context(["default", _STYLE]):
+        figure = Figure(figsize=(6, 3.5), dpi=200, layout="constrained")
+        canvas: Any = FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for name, values in errors.items():
+            axes.plot(values, label=name, linewidth=1.4)
+        axes.set(yscale="log", xlabel="step", ylabel="error", xlim=(0, None))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        if len(errors) <= 8:
+            axes.legend()
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[:, :, :3]
     with atomic_write(path) as file:
         file.write(encode_png(pixels))
 

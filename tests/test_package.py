@@ -26,12 +26,13 @@ ORDER = """
     data._formats data._sources data._decoding data._integrity data._images data._packing data._batches data._datasets
     data _labelled _dedup
     hub._card hub._client zoo hub._pretrained hub
-    layers models trainer
+    layers models visualize trainer
     convert._files convert._chains convert._configs convert._statistics convert._build convert zoo._fetch
     export generate _quality _build run
     bench._contender bench bench.robustness
     cli._terminal cli._migration cli._options
-    cli._bench cli._convert cli._dedup cli._features cli._generate cli._models cli._recipes cli._train cli __main__
+    cli._bench cli._convert cli._dedup cli._features cli._generate cli._latents cli._models cli._recipes cli._train
+    cli._visualize cli __main__
 """.split()  # noqa: SIM905 - it reads as the layers that it is
 
 

@@ -32,7 +32,9 @@ app = App(
     error_console=Console(stderr=True),
 )
 app.command(train, config=read_recipe_file)
-for _command in (recipes, models, generate, convert, export, bench, features, dedup, walk, arithmetic, project, visualize):
+for _command in (recipes, models, generate, convert, export, bench, features, dedup):
+    app.command(_command)
+for _command in (walk, arithmetic, project, visualize):
     app.command(_command)
 
 _RENAMED = {  # since 0.1
