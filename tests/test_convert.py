@@ -1,6 +1,9 @@
 """Conversion, tested by comparing outputs with the original networks."""
 
+import multiprocessing
 import os
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +185,51 @@ def test_capped_widths_and_odd_kernels_are_inferred(tmp_path):
     assert_same_outputs(converted, tmp_path / "out", g, None)
     assert converted.generator.config["max_channels"] == 8
     assert converted.generator.config["image_size"] == [32, 48]
+
+
+def save_and_die(converted, folder, operation):
+    """Save a conversion in a process that kills itself at its nth file operation; exit 0 if there are fewer."""
+    count = 0
+
+    def hook(event, args):
+        nonlocal count
+        if event in {"open", "os.rename", "os.mkdir", "os.rmdir"} and str(folder.parent) in str(args[0]):
+            count += 1
+            if count == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    converted.save(folder)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_kill_at_any_moment_leaves_a_pair_or_none(tmp_path, exists):
+    g, d = original_pair("tutorial", stages=2)
+    converted = convert([save_state(g, tmp_path / "g.pth"), save_state(d, tmp_path / "d.pth")])
+    context, seen = multiprocessing.get_context("forkserver"), set()
+    context.set_forkserver_preload(["dcgan.convert"])
+    for operation in range(1, 60, 3):
+        folder = tmp_path / str(operation) / "out"
+        (folder if exists else folder.parent).mkdir(parents=True)
+        process = context.Process(target=save_and_die, args=(converted, folder, operation))
+        process.start()
+        process.join(60)
+        written = sorted(path.name for path in folder.rglob("*.*")) if folder.exists() else []
+        assert written in ([], ["config.json"] * 2 + ["model.safetensors"] * 2)
+        seen.add((bool(written), process.exitcode))
+        if process.exitcode == 0:
+            break
+    assert {(False, -signal.SIGKILL), (True, 0)} <= seen
+
+
+def test_a_conversion_replaces_networks_and_keeps_other_files(tmp_path):
+    converted = convert([save_state(original_pair("tutorial", stages=2)[0], tmp_path / "g.pth")])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    converted.save(tmp_path / "out")
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
+    Generator.from_pretrained(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g.pth", "out"]
 
 
 def test_no_files_are_refused():

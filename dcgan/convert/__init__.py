@@ -7,10 +7,12 @@ tensors in plain containers; any other object is refused, never unpickled.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from inspect import signature
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -74,10 +76,26 @@ class ConversionResult:
     layers: tuple[str, ...]
 
     def save(self, folder: str | PathLike[str]) -> None:
-        """Write the networks into a folder that `from_pretrained` loads."""
-        for network in (self.generator, self.discriminator):
-            if network is not None:
-                network.save_pretrained(folder)
+        """Write the networks into a folder that `from_pretrained` loads.
+
+        A new or empty folder gets all of them or, at a kill or on a full disk, none; in another one, each network is
+        the old or the new one.
+        """
+        target = Path(folder).expanduser()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-", ignore_cleanup_errors=True) as temporary:
+            new = Path(temporary, target.name)
+            for network in (self.generator, self.discriminator):
+                if network is not None:
+                    network.save_pretrained(new)
+            with suppress(OSError):  # it is there already, and holds something
+                if target.exists():
+                    target.rmdir()
+                new.rename(target)
+                return
+            for network in (self.generator, self.discriminator):
+                if network is not None:
+                    network.save_pretrained(target)
 
 
 def convert(
