@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
-from dcgan import data
+from dcgan import checkpoint, data
 from dcgan._devices import best_device
 from dcgan.models import Discriminator, Generator
 from dcgan.recipe import Recipe
 from dcgan.trainer import Trainer
+
+N = TypeVar("N", Generator, Discriminator)
 
 # Fields of the recipe, and the network arguments that they set.
 _SHARED = {
@@ -49,10 +52,10 @@ def build_networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
         # Resolved before a generator is loaded, since its width must not become the discriminator's.
         recipe = recipe.replace(d_base_channels=recipe.resolve().d_base_channels)
     if recipe.generator is not None:
-        generator = Generator.from_pretrained(recipe.generator, device="cpu", dtype=torch.float32)
+        generator = _load_network(Generator, recipe.generator)
         recipe = _adopt_config(recipe, generator, recipe.generator, _GENERATOR)
     if recipe.discriminator is not None:
-        discriminator = Discriminator.from_pretrained(recipe.discriminator, device="cpu", dtype=torch.float32)
+        discriminator = _load_network(Discriminator, recipe.discriminator)
         recipe = _adopt_config(recipe, discriminator, recipe.discriminator, _LOADED_DISCRIMINATOR)
     recipe = recipe.resolve()
 
@@ -117,6 +120,43 @@ def build_trainer(
         compile=recipe.compile,
         seed=recipe.seed,
     )
+
+
+def adopt_state(recipe: Recipe, trainer: Trainer[Generator, Discriminator]) -> None:
+    """Give a new trainer the average and the moments of both Adams, if both networks come from one state of a run.
+
+    Rates and other settings stay those of the recipe, and the steps are counted anew.
+    """
+    if recipe.generator != recipe.discriminator or not (path := _find_state(recipe.generator)):
+        return
+    state, own = checkpoint.load(path)["trainer"], trainer.state_dict()
+    parts = {name: own[name] | {"state": state[name]["state"]} for name in ("g_optimizer", "d_optimizer")}
+    if trainer.ema is not None and "ema" in state:
+        parts["ema"] = state["ema"]
+    trainer.load_state_dict(parts, strict=False)
+
+
+def _load_network(cls: type[N], name: str) -> N:
+    path = _find_state(name)
+    network = cls.from_pretrained(name if path is None else path.parents[1], device="cpu", dtype=torch.float32)
+    if path is not None:
+        network.load_state_dict(checkpoint.load(path)["trainer"][cls.__name__.lower()])
+    return network
+
+
+def _find_state(name: str | None) -> Path | None:
+    """Return the path of the state that a name stands for, such as `runs/digits/state/step-000500.pt`, if it is one.
+
+    Raises:
+        FileNotFoundError: If the run does not keep it.
+    """
+    path = Path(name or "").expanduser()
+    if path.suffix != ".pt" or path.parent.name != "state":
+        return None
+    if not path.is_file():
+        kept = ", ".join(state.name for state in checkpoint.list_states(path.parent)) or "none"
+        raise FileNotFoundError(f"there is no state {path}; kept in {path.parent}: {kept}")
+    return path
 
 
 def _adopt_config(recipe: Recipe, network: Generator | Discriminator, name: str, fields: dict[str, str]) -> Recipe:

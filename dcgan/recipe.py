@@ -5,7 +5,7 @@ command line answers at once.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from os import PathLike
@@ -37,6 +37,7 @@ from dcgan._choices import (
 )
 from dcgan.architectures import ARCHITECTURES
 
+_A_FIELD = "lines such as 'steps: 1000'"
 _FOLDER = Path(__file__).with_name("recipes")
 # As `dcgan recipes` lists them: ours, which are also the defaults of the dataset with that name, then published ones.
 _NAMES = (
@@ -97,8 +98,10 @@ class Recipe:
         d_norm: Normalisation in the discriminator alone; by default the same as norm.
         upsample: Transposed convolutions, or resizing followed by convolutions.
         latent: Distribution of the latents.
-        generator: Run, folder or Hub repository to load the generator from.
-        discriminator: Run, folder or Hub repository to load the discriminator from.
+        generator: Run, folder or Hub repository to load the generator from; or a state of a run, such as
+            runs/digits/state/step-000500.pt, which has it as it was trained, not averaged.
+        discriminator: Run, folder, Hub repository or state to load the discriminator from. Where both networks come
+            from one state, so do their average and the moments of Adam.
         steps: Number of training steps, one batch each.
         epochs: Number of passes over the dataset, instead of steps; if neither is given, 25, or that of the data's
             recipe.
@@ -238,7 +241,7 @@ class Recipe:
         return yaml.safe_dump(plain, sort_keys=False)
 
     @classmethod
-    def from_yaml(cls, text: str) -> "Recipe":
+    def from_yaml(cls, text: str | bytes) -> "Recipe":
         """Read what `to_yaml` wrote, in this version or 0.1, or a file written by hand.
 
         Raises:
@@ -246,8 +249,10 @@ class Recipe:
         """
         try:
             values = upgrade_fields(read_fields(text))
+            if unknown := sorted(values.keys() - _HINTS.keys()):
+                raise ValueError(f"there is no field {', '.join(unknown)}")
             recipe = cls(**{name: _convert(name, value) for name, value in values.items()})
-        except (yaml.YAMLError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"not a recipe: {error}") from error
         if not values:
             raise ValueError("not a recipe: it sets no field")
@@ -256,6 +261,22 @@ class Recipe:
     def changes(self, other: "Recipe") -> list[str]:
         """Return the names of the fields in which two recipes differ."""
         return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
+
+    def options(self, names: Container[str]) -> list[str]:
+        """Return some fields as the words of a command line that set them; those without a value have none."""
+        words = []
+        for field in fields(self):
+            option, value = field.name.replace("_", "-"), getattr(self, field.name)
+            if field.name not in names or (value is None and field.default is None):
+                continue
+            if isinstance(value, bool) or value == ():
+                words += [f"--{option}" if value else f"--no-{option}"]
+            elif field.name == "image_size" and isinstance(value, tuple):
+                words += [f"--{option}", "x".join(map(str, value))]
+            else:
+                values = value if isinstance(value, tuple) else ("none" if value is None else value,)
+                words += [f"--{option}", *map(str, values)]
+        return words
 
 
 _HINTS = get_type_hints(Recipe)
@@ -278,7 +299,7 @@ def load_recipe(name_or_path: str | PathLike[str]) -> Recipe:
     """
     path = find_recipe(name_or_path)
     try:
-        return Recipe.from_yaml(path.read_text(encoding="utf-8"))
+        return Recipe.from_yaml(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -295,16 +316,24 @@ def find_recipe(name_or_path: str | PathLike[str]) -> Path:
     raise FileNotFoundError(f"there is no recipe file {path}")
 
 
-def read_fields(text: str) -> dict[str, Any]:
+def read_fields(text: str | bytes) -> dict[str, Any]:
     """Return the fields that YAML holds, as they are written there, without the recipe's description.
 
     Raises:
-        yaml.YAMLError: If the text is not YAML.
-        TypeError: If it holds something else than fields.
+        ValueError: If the text is not YAML in UTF-8, naming the line, or holds something else than fields.
     """
-    values = yaml.safe_load(text) or {}
+    try:
+        values = yaml.safe_load(text.decode() if isinstance(text, bytes) else text) or {}
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"line {line} is not text in UTF-8") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"line {line} is not YAML: {error.problem}; expected {_A_FIELD}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"it is not YAML: {str(error).partition(chr(10))[0]}; expected {_A_FIELD}") from error
     if not isinstance(values, dict):
-        raise TypeError("must contain the fields of a recipe, such as 'steps: 1000'")
+        raise ValueError(f"it holds a {type(values).__name__}; expected {_A_FIELD}")  # noqa: TRY004 - the file's fault
     return {str(name).replace("-", "_"): value for name, value in values.items() if name != "description"}
 
 

@@ -13,6 +13,7 @@ import copy
 import json
 import logging
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -111,6 +112,7 @@ class Run:
         recipe, generator, discriminator = _build.build_networks(recipe)
         images = _build.open_images(recipe, progress)
         trainer = _build.build_trainer(recipe, generator.to(device), discriminator.to(device))
+        _build.adopt_state(recipe, trainer)
         expect_empty(folder)  # packing may have taken minutes
         run = cls(_create_folder(folder, recipe.data), recipe, images, trainer)
         try:
@@ -146,7 +148,7 @@ class Run:
         if not checkpoint.list_states(folder / "state"):
             raise FileNotFoundError(f"{folder} has no checkpoint to resume from: start again in another folder")
         stored = Recipe.from_yaml(stored_path.read_text(encoding="utf-8"))
-        recipe = _extend(stored, recipe or stored)
+        recipe = _extend(folder, stored, recipe or stored)
         device = _build.select_device(recipe.device)
         generator, discriminator = from_pretrained(folder, device=device)
         images = _build.open_images(recipe, progress)
@@ -487,7 +489,7 @@ def _step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def _extend(stored: Recipe, recipe: Recipe) -> Recipe:
+def _extend(folder: Path, stored: Recipe, recipe: Recipe) -> Recipe:
     # A new length replaces the old one, in whichever unit either is given.
     if recipe.steps not in (None, stored.steps):
         recipe = recipe.replace(epochs=None)
@@ -497,7 +499,9 @@ def _extend(stored: Recipe, recipe: Recipe) -> Recipe:
     resumable = RESUMABLE - {"steps", "epochs"} if stored.lr_decay else RESUMABLE  # its rates lead to its last step
     if fixed := [name for name in recipe.changes(stored) if name not in resumable]:
         raise ValueError(
-            f"a resumed run cannot change {', '.join(fixed)}; it can change {', '.join(sorted(resumable))}"
+            f"a resumed run cannot change {', '.join(fixed)}; it can change {', '.join(sorted(resumable))}. A new run "
+            "that starts from its networks can:\n"
+            f"  {shlex.join(['dcgan', 'train', '--from', str(folder), *recipe.options(recipe.changes(stored))])}"
         )
     return recipe
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcgan import Generator, _build, data
+from dcgan import Discriminator, Generator, Trainer, _build, checkpoint, data
 from dcgan.recipe import Recipe
 
 RECIPE = Recipe(
@@ -173,6 +173,32 @@ def test_a_discriminator_does_not_follow_the_width_of_a_loaded_generator(tmp_pat
     assert (resolved.base_channels, resolved.d_base_channels, discriminator.config["base_channels"]) == (6, 32, 32)
     resolved, _, discriminator = _build.build_networks(recipe.replace(base_channels=6))
     assert (resolved.d_base_channels, discriminator.config["base_channels"]) == (6, 6)
+
+
+@pytest.mark.parametrize("average", [0.9, None])
+def test_a_run_without_an_average_gives_none_and_one_that_keeps_none_takes_none(tmp_path, average):
+    torch.manual_seed(0)
+    networks = [network(image_size=16, base_channels=2) for network in (Generator, Discriminator)]
+    old = Trainer(*networks, ema_decay=average)
+    old.step(torch.zeros(4, 3, 16, 16))
+    state = {"trainer": old.state_dict()}
+    for network in networks:
+        network.save_pretrained(tmp_path)
+    path = str(checkpoint.save(tmp_path / "state", state, step=1))
+    recipe = Recipe(generator=path, discriminator=path, ema_decay=None if average else 0.9, image_size=16)
+    recipe, generator, discriminator = _build.build_networks(recipe)
+    new = _build.build_trainer(recipe, generator, discriminator)
+    _build.adopt_state(recipe, new)
+    assert (new.steps, new.ema is None) == (0, average is not None)
+    for part in ("generator", "discriminator"):
+        assert all(torch.equal(t, state["trainer"][part][n]) for n, t in getattr(new, part).state_dict().items())
+    assert len(new.g_optimizer.state) == len(old.g_optimizer.state) > 0
+
+
+def test_networks_of_different_states_come_without_moments(tmp_path):
+    recipe = Recipe(generator="a/state/step-000001.pt", discriminator="b/state/step-000001.pt")
+    _build.adopt_state(recipe, None)
+    _build.adopt_state(Recipe(generator="organisation/name", discriminator="organisation/name"), None)
 
 
 def test_devices_that_are_not_there_are_refused():

@@ -26,14 +26,14 @@ SMALL = shlex.split("--base-channels 4 --image-size 16 --samples 4 --device cpu"
 TINY = [*SMALL, "--batch-size", "8"]
 
 _FLAGS = """
---architecture --augment --base-channels --batch-size --beta1 --beta2 --bias --cache --cache-dir --channels
---classes --compile --config --convs-per-stage --d-base-channels --d-lr --d-norm --d-steps --data --device
---discriminator --dry-run --ema-decay --epochs --eval-every --flip --g-lr --generator --gradient-penalty --image-size
---keep --kernel-size --label-smoothing --latent --latent-dim --log --log-every --loss --lr --lr-decay --max-channels
+--architecture --augment --base-channels --batch-size --beta1 --beta2 --bias --cache --cache-dir --channels --classes
+--compile --config --convs-per-stage --d-base-channels --d-lr --d-norm --d-steps --data --device --discriminator
+--dry-run --ema-decay --epochs --eval-every --flip --from --g-lr --generator --gradient-penalty --image-size --keep
+--kernel-size --label-smoothing --latent --latent-dim --log --log-every --loss --lr --lr-decay --max-channels
 --max-pixels
---no-augment --no-bias --no-cache --no-flip --no-log --no-skip-bad --norm --on-collapse --out --precision --print-recipe
---r1 --recipe --resize --resume --root --sample-every --samples --save-every --schedule --seed --skip-bad --stages
---stem --steps --upsample --weight-decay --workers
+--no-augment --no-bias --no-cache --no-flip --no-log --no-skip-bad --norm --on-collapse --out --precision
+--print-recipe --r1 --recipe --resize --resume --root --sample-every --samples --save-every --schedule --seed
+--skip-bad --stages --stem --steps --upsample --weight-decay --workers
 """
 FLAGS = set(_FLAGS.split())
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes of other systems differ")
@@ -252,6 +252,10 @@ MISTAKES = {
     "train --label-smoothing 0.1 --loss hinge": "--label-smoothing needs a loss with targets",
     "train --generator /missing": "there is no folder '/missing'",
     "train --resume missing": "missing is not the folder of a run",
+    "train --from missing": "missing is not the folder of a run: it has no recipe.yaml",
+    "train --from a --resume b": "--resume continues a run, and --from starts a new one: give one of them",
+    "train --from a --recipe tutorial": "--from uses the recipe of its run: omit --recipe",
+    "train --from a --generator b --architecture paper": "--from takes both networks of its run: omit --architecture",
     "train --recipe cifar": "recipe must be a file or one of digits, mnist, fashion-mnist, cifar10, svhn, faces, tut",
     "train --recipe missing.yaml": "there is no recipe file missing.yaml",
     "train --recipe faces": "the dataset 'folder' needs root, the folder of images",
@@ -340,6 +344,7 @@ def test_a_resumed_run_changes_its_length_but_not_its_numbers(dcgan_says, tmp_pa
     assert dcgan_says("train", *SMALL, "--batch-size", 900, "--steps", 1, "--out", folder)[0] == 0
     code, _, err = dcgan_says("train", "--resume", folder, "--lr", 0.1, "--steps", 2)
     assert (code, "a resumed run cannot change lr; it can" in err) == (2, True)
+    assert err.endswith(f"A new run that starts from its networks can: dcgan train --from {folder} --steps 2 --lr 0.1")
     code, _, err = dcgan_says("train", "--resume", folder, "--out", "other")
     assert (code, "omit --out" in err) == (2, True)
     assert dcgan_says("train", "--resume", folder, "--steps", 2)[0] == 0
@@ -363,6 +368,49 @@ def test_a_run_whose_rates_have_fallen_is_not_said_to_be_longer(dcgan_says, capf
     assert (code, "--resume" in out) == (0, False)
     code, _, err = dcgan_says("train", "--resume", "run")
     assert (code, "has completed all of its 2 steps" in err, "longer" in err) == (2, True, False)
+    assert err.endswith("to start a new run from its networks: dcgan train --from run")
+
+
+def test_a_new_run_starts_from_the_newest_state_of_another(dcgan_says, trained):
+    """The networks, their average and the moments are its own to the bit, and the recipe tells where they are from."""
+    code, out, err = dcgan_says(
+        "train", "--from", trained, "--batch-size", 16, "--g-lr", 1e-4, "--steps", 2, "--out", "a"
+    )
+    assert (code, "step 0 to 2, 16 images each" in out) == (0, True), err
+    source = checkpoint.list_states(trained / "state")[-1]
+    recipe, theirs = (Recipe.from_yaml(Path(folder, "recipe.yaml").read_text()) for folder in ("a", trained))
+    networks = {"generator": str(source), "discriminator": str(source)}
+    expected = theirs.replace(batch_size=16, g_lr=1e-4, steps=2, **networks)
+    assert all(getattr(expected, name) is None for name in recipe.changes(expected))  # filled in from the networks
+
+    old, new = (checkpoint.load(path)["trainer"] for path in (source, Path("a/state/step-000000.pt")))
+    assert (old["steps"], new["steps"]) == (3, 0)
+    for part in ("generator", "discriminator", "ema"):
+        assert all(torch.equal(tensor, new[part][name]) for name, tensor in old[part].items()), part
+    for part, rate in (("g_optimizer", 1e-4), ("d_optimizer", old["d_optimizer"]["param_groups"][0]["lr"])):
+        assert new[part]["param_groups"][0]["lr"] == rate
+        moments = [state["exp_avg"] for state in old[part]["state"].values()]
+        assert all(moment.count_nonzero() for moment in moments)
+        assert all(map(torch.equal, moments, (state["exp_avg"] for state in new[part]["state"].values())))
+
+    assert dcgan_says("train", "--recipe", "a/recipe.yaml", "--out", "b")[0] == 0
+    ends = [checkpoint.load(Path(folder, "state/step-000002.pt"))["trainer"]["generator"] for folder in ("a", "b")]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
+def test_a_network_that_does_not_fit_the_options_is_not_started_from(dcgan_says, trained):
+    code, _, err = dcgan_says("train", "--from", trained, "--base-channels", 8)
+    assert (code, "step-000003.pt has --base-channels 4, the recipe 8" in err) == (2, True)
+    Path("old/state").mkdir(parents=True)
+    Path("old/recipe.yaml").write_text("steps: 3")
+    code, _, err = dcgan_says("train", "--from", "old")
+    assert (code, err) == (2, "dcgan: old has no state to start from: its folder state is empty or missing")
+    code, _, err = dcgan_says("train", *TINY, "--generator", trained / "state/step-000002.pt")
+    kept = "step-000000.pt, step-000003.pt"
+    assert (
+        code,
+        err.endswith(f"there is no state {trained}/state/step-000002.pt; kept in {trained}/state: {kept}"),
+    ) == (2, True)
 
 
 def test_a_logger_can_be_left_out_again(dcgan_says, monkeypatch):

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from dcgan import cli
@@ -89,6 +89,16 @@ def test_a_printed_recipe_read_again_is_the_same(file, recipe):
         assert load_recipe(file) == recipe.resolve()
         assert cli.main(["train", "--config", str(file), "--print-recipe"]) == 0
     assert Recipe.from_yaml(said[0]) == Recipe.from_yaml(said[1]) == recipe.resolve()
+
+
+@settings(deadline=None, max_examples=15, phases=[Phase.generate])
+@given(recipes)
+def test_options_are_what_sets_the_fields_on_the_command_line(recipe):
+    recipe, said = dataclasses.replace(recipe, epochs=None), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_train, "say", said.append)
+        assert cli.main(["train", *recipe.options(["data", *recipe.changes(Recipe())]), "--print-recipe"]) == 0
+    assert Recipe.from_yaml(said[0]).resolve() == recipe.resolve()
 
 
 SMALL = {"digits", "mnist", "fashion-mnist", "cifar10", "svhn"}

@@ -5,7 +5,6 @@ from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-import yaml
 from cyclopts import App, ArgumentCollection, Group, Parameter, Token
 from cyclopts.config import Dict
 from cyclopts.validators import Number
@@ -73,27 +72,15 @@ else:
 
 
 def read_recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Take options that the command line does not give from --recipe, or from the recipe of the run to --resume."""
+    """Take options that the command line does not give from --recipe, or from the recipe of --resume or --from."""
     given = {
         argument.name.removeprefix("--").replace("-", "_"): argument.tokens[-1].value
         for argument in arguments
         if argument.tokens
     }
     with exit_on_error():
-        sources = [f"--{name}" for name in ("recipe", "config") if name in given]
-        if "resume" in given and sources:
-            raise UsageError(f"--resume uses the recipe of its run: omit {' and '.join(sources)}")
-        if len(sources) > 1:
-            raise UsageError("--config is the older spelling of --recipe: give one of them")
-        if "resume" in given:
-            path = Path(given["resume"], "recipe.yaml")
-            if not path.is_file():
-                raise UsageError(f"{given['resume']} is not the folder of a run: it has no recipe.yaml")
-        elif "recipe" in given:
-            path = find_recipe(given["recipe"])
-        elif "config" in given:
-            path = find_recipe(Path(given["config"]))  # which is never a name
-        else:
+        path = _find_recipe_file(given)
+        if path is None:
             if "root" in given and "data" not in given:  # a folder of images, rather than the default dataset
                 Dict({"data": "folder"}, source="--root", use_commands_as_keys=False)(app, commands, arguments)
             return
@@ -102,17 +89,47 @@ def read_recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCol
             values = {name: value for name, value in values.items() if name not in ("steps", "epochs")}
         decisive = {name: given[name] for name in ("data", "architecture") if name in given}
         values = upgrade_fields(values | decisive)
+        if "from" in given:
+            values |= dict.fromkeys(("generator", "discriminator"), str(_newest_state(path.parent)))
     Dict(values, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
+
+
+def _find_recipe_file(given: dict[str, str]) -> Path | None:
+    runs = [name for name in ("resume", "from") if name in given]
+    sources = [name for name in ("recipe", "config") if name in given]
+    networks = [name for name in ("architecture", "generator", "discriminator") if name in given]
+    if len(runs) > 1:
+        raise UsageError("--resume continues a run, and --from starts a new one: give one of them")
+    if runs and sources:
+        raise UsageError(f"--{runs[0]} uses the recipe of its run: omit --{' and --'.join(sources)}")
+    if "from" in given and networks:
+        raise UsageError(f"--from takes both networks of its run: omit --{' and --'.join(networks)}")
+    if len(sources) > 1:
+        raise UsageError("--config is the older spelling of --recipe: give one of them")
+    if not runs:
+        if "config" in given:
+            return find_recipe(Path(given["config"]))  # which is never a name
+        return find_recipe(given["recipe"]) if sources else None
+    path = Path(given[runs[0]], "recipe.yaml")
+    if not path.is_file():
+        raise UsageError(f"{path.parent} is not the folder of a run: it has no recipe.yaml")
+    return path
+
+
+def _newest_state(folder: Path) -> Path:
+    from dcgan.checkpoint import list_states
+
+    if not (states := list_states(folder / "state")):
+        raise UsageError(f"{folder} has no state to start from: its folder state is empty or missing")
+    return states[-1]
 
 
 def _load_recipe_file(path: Path) -> dict[str, Any]:
     try:
-        values = read_fields(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {error}") from error
-    except TypeError as error:
-        raise UsageError(f"{path} {error}") from error
-    if misplaced := {"out", "resume", "recipe", "config", "print_recipe", "dry_run"} & values.keys():
+        values = read_fields(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+    if misplaced := {"out", "resume", "from", "recipe", "config", "print_recipe", "dry_run"} & values.keys():
         raise UsageError(
             f"{path} is a recipe and cannot set {', '.join(sorted(misplaced))}: use the command line for that"
         )

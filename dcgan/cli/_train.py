@@ -24,6 +24,7 @@ def train(
     *,
     out: Path | None = None,
     resume: Path | None = None,
+    from_: Annotated[Path | None, Parameter(name="--from")] = None,  # noqa: ARG001 - read by read_recipe_file
     recipe: Annotated[str | None, Parameter(metavar="NAME")] = None,  # noqa: ARG001 - read by read_recipe_file
     config: Path | None = None,  # noqa: ARG001 - read by read_recipe_file
     print_recipe: Annotated[bool, FLAG] = False,
@@ -37,6 +38,8 @@ def train(
     Args:
         out: New folder for the run; by default runs/DATA.
         resume: Folder of a run to continue exactly as if it had not been interrupted.
+        from_: Folder of a run to start a new one from: its networks, their average and the moments of Adam as in its
+            newest state, and its recipe with the options given here.
         recipe: Name of a recipe, which `dcgan recipes` lists, or YAML file of options; options on the command line
             override it.
         config: YAML file of options; the older spelling of --recipe.
@@ -68,15 +71,21 @@ def train(
     folder = quote(str(run.folder))
     if run.trainer.steps >= run.steps:
         run.close()
-        longer = f"; to train longer: dcgan train --resume {folder} --steps N"
-        raise UsageError(
-            f"{run.folder} has completed all of its {run.steps} steps{'' if run.recipe.lr_decay else longer}"
-        )
+        more = f"to train longer: dcgan train --resume {folder} --steps N"
+        if run.recipe.lr_decay:
+            more = f"to start a new run from its networks: dcgan train --from {folder}"
+        raise UsageError(f"{run.folder} has completed all of its {run.steps} steps; {more}")
     if stopped_by := _train_to_the_end(run):
         say(f"\nstopped at step {run.trainer.steps} of {run.steps}, and saved; to resume:")
         say(f"  dcgan train --resume {folder}")
         return 128 + stopped_by
-    minutes, seconds = divmod(round(time.perf_counter() - began), 60)
+    _conclude(run, round(time.perf_counter() - began))
+    return 0
+
+
+def _conclude(run: "Run", seconds: int) -> None:
+    folder = quote(str(run.folder))
+    minutes, seconds = divmod(seconds, 60)
     say(f"\ntrained {run.trainer.steps} steps in {minutes}:{seconds:02d}")
     for label, line in run.summary().items():
         say(f"  {label:<10} {line}")
@@ -88,7 +97,6 @@ def train(
         say(f"  dcgan generate {folder} -n 64 --step best --out best")
     if not run.recipe.lr_decay:
         say(f"  dcgan train --resume {folder} --steps {2 * run.steps}")
-    return 0
 
 
 def _open_run(recipe: Recipe, out: Path | None, resume: Path | None) -> "Run":
@@ -117,7 +125,7 @@ def _describe(run: "Run") -> None:
     if images.left_out:
         say(f"          left out: {describe_left_out(images.left_out)}")
     sizes = [sum(p.numel() for p in n.parameters()) for n in (run.trainer.generator, run.trainer.discriminator)]
-    origin = "loaded" if recipe.generator else recipe.architecture
+    origin = f"of {recipe.generator}" if recipe.generator else recipe.architecture
     say(f"networks  {origin}: generator {sizes[0]:,} parameters, discriminator {sizes[1]:,}")
     rates = [optimizer.param_groups[0]["lr"] for optimizer in (run.trainer.g_optimizer, run.trainer.d_optimizer)]
     say(f"rates     generator {rates[0]:g}, discriminator {rates[1]:g}")
