@@ -29,6 +29,7 @@ Activations = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 """Maps `(N, C, h, w)`: of one stage, or of several in order."""
 
 _AUTHORS_BATCH = 128  # of the statistics that they freeze
+_MAX_REDUCED = 4096  # images, beyond which the eigenvectors take longer than they save
 
 
 @torch.no_grad()
@@ -187,9 +188,9 @@ def linear_probe(
     tested = 1 if per_class is None else draws
     done, total = 0, len(regularizations) * tried + tested
 
-    def error(chosen: np.ndarray, c: float, x: np.ndarray, y: np.ndarray) -> float:
+    def error(problem: _LinearSVM, c: float, x: np.ndarray, y: np.ndarray) -> float:
         nonlocal done
-        mistakes = float(np.mean(_fit_svm(train_x[chosen], train_y[chosen], c).predict(x) != y))
+        mistakes = float(np.mean(problem.fit(c, x) != y))
         done += 1
         if progress is not None:
             progress(done, total)
@@ -198,13 +199,16 @@ def linear_probe(
     errors: dict[float, list[float]] = {c: [] for c in regularizations}
     for index in range(tried):
         chosen = draw(1, index)
+        problem = _LinearSVM(train_x[chosen], train_y[chosen])
         for c in regularizations:
-            errors[c].append(error(chosen, c, train_x[held], train_y[held]))
+            errors[c].append(error(problem, c, train_x[held], train_y[held]))
     means = {c: float(np.mean(values)) for c, values in errors.items()}
     best = min(means, key=lambda c: means[c])
-    if per_class is None:
-        return ProbeResult(best, means, (error(order, best, test_x, test_y),))
-    return ProbeResult(best, means, tuple(error(draw(2, index), best, test_x, test_y) for index in range(draws)))
+    test_errors = []
+    for index in range(tested):
+        chosen = order if per_class is None else draw(2, index)
+        test_errors.append(error(_LinearSVM(train_x[chosen], train_y[chosen]), best, test_x, test_y))
+    return ProbeResult(best, means, tuple(test_errors))
 
 
 @torch.no_grad()
@@ -335,12 +339,31 @@ def _draw_per_class(labels: np.ndarray, indices: np.ndarray, count: int, *, seed
     return np.concatenate(chosen)
 
 
-def _fit_svm(features: np.ndarray, labels: np.ndarray, c: float) -> Any:
-    from sklearn.svm import LinearSVC
+class _LinearSVM:
+    """A linear L2-SVM on features `(N, F)`, for several C."""
 
-    # The problem is convex: the form that it is solved in, which depends on the numbers of images and features, does
-    # not change the solution.
-    return LinearSVC(C=c, dual="auto", random_state=0).fit(features, labels)
+    def __init__(self, features: np.ndarray, labels: np.ndarray):
+        self._features, self._labels = features, labels
+        self._coordinates, self._basis = features, None
+        if len(features) < min(features.shape[1], _MAX_REDUCED) and features.any():
+            # The solution lies in the span of the images, and depends on their inner products alone. In an orthonormal
+            # basis of that span, they have at most N coordinates instead of F, and the fit takes a tenth of the time.
+            rows = features.astype(np.float64)
+            values, vectors = np.linalg.eigh(rows @ rows.T)
+            kept = values > 1e-12 * values[-1]
+            scales = np.sqrt(values[kept])
+            self._coordinates, self._basis = vectors[:, kept] * scales, vectors[:, kept] / scales
+
+    def fit(self, c: float, queries: np.ndarray) -> np.ndarray:
+        """Fit the SVM, and return the classes of other features `(M, F)`."""
+        from sklearn.svm import LinearSVC
+
+        svm = LinearSVC(C=c, dual=True, max_iter=10_000, random_state=0).fit(self._coordinates, self._labels)
+        weights = svm.coef_ if self._basis is None else (svm.coef_ @ self._basis.T) @ self._features
+        scores = queries @ weights.T.astype(queries.dtype) + svm.intercept_  # one column if there are two classes
+        best = scores.argmax(1) if len(svm.classes_) > 2 else (scores[:, 0] > 0).astype(int)
+        predicted: np.ndarray = svm.classes_[best]
+        return predicted
 
 
 def _as_points(x: Tensor) -> Tensor:
