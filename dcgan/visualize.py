@@ -78,12 +78,29 @@ def receptive_field(stage: nn.Module, images: Tensor) -> ReceptiveField:
     Raises:
         ValueError: If the layers do not form a chain, as where a shortcut has another resolution.
     """
+    calls: list[tuple[Any, torch.Size, Tensor]] = []
+    layers = [layer for layer in stage.modules() if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)]
+    hooks = [
+        layer.register_forward_hook(lambda layer, inputs, output: calls.append((layer, inputs[0].shape[2:], output)))
+        for layer in layers
+    ]
+    try:
+        with eval_mode(stage), torch.enable_grad():
+            maps = stage(images[:1].detach().clone().requires_grad_())
+            # A network may compute later stages, too, on which the maps do not depend.
+            outputs = [output for *_, output in calls]
+            gradients: Sequence[Tensor | None] = torch.autograd.grad(maps.sum(), outputs, allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
     size, stride, offset = [1, 1], [1, 1], [0, 0]
     current = images.shape[2:]
-
-    def follow(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal current
-        _expect_chain(inputs[0].shape[2:], current)
+    for (layer, before, output), gradient in zip(calls, gradients, strict=True):
+        if gradient is None:
+            continue
+        _expect_chain(before, current)
+        current = output.shape[2:]
         for side in (0, 1):
             kernel, step, dilation = (_pair(getattr(layer, name, 1))[side] for name in _GEOMETRY)
             padding = _pair(layer.padding)[side]
@@ -92,16 +109,7 @@ def receptive_field(stage: nn.Module, images: Tensor) -> ReceptiveField:
             size[side] += dilation * (kernel - 1) * stride[side]
             offset[side] -= padding * stride[side]
             stride[side] *= step
-        current = output.shape[2:]
-
-    layers = [layer for layer in stage.modules() if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)]
-    hooks = [layer.register_forward_hook(follow) for layer in layers]
-    try:
-        with eval_mode(stage), torch.no_grad():
-            _expect_chain(stage(images[:1]).shape[2:], current)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _expect_chain(maps.shape[2:], current)
     return ReceptiveField((size[0], size[1]), (stride[0], stride[1]), (offset[0], offset[1]))
 
 
