@@ -94,6 +94,86 @@ def test_a_gif_shows_each_frame_and_rests_on_the_last(tmp_path, channels):
     assert durations == [100, 100, 100, 1500]
 
 
+def test_a_gif_can_be_made_of_tensors(tmp_path):
+    frames = (torch.arange(3).view(3, 1, 1, 1) * 100).expand(3, 1, 8, 6).to(torch.uint8)
+    images.save_gif(tmp_path / "a.gif", frames, seconds=0.05, last=0.05)
+    with Image.open(tmp_path / "a.gif") as animation:
+        assert (animation.size, animation.n_frames) == ((6, 8), 3)
+        for index in range(3):
+            animation.seek(index)
+            assert animation.info["duration"] == 50
+            assert (np.asarray(animation.convert("L")) == index * 100).all()
+
+
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 16, 20), (3, 33, 41), (4, 32, 18)])
+def test_a_video_shows_each_frame(tmp_path, channels, height, width):
+    av = pytest.importorskip("av")
+    levels = torch.tensor([20, 120, 220], dtype=torch.uint8)
+    frames = levels.view(3, 1, 1, 1).expand(3, channels, height, width).clone()
+    images.save_video(tmp_path / "a.mp4", frames, frames_per_second=10)
+    with av.open(str(tmp_path / "a.mp4")) as video:
+        stream = video.streams.video[0]
+        assert (stream.codec_context.name, stream.format.name, float(stream.average_rate)) == ("h264", "yuv420p", 10)
+        decoded = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(stream)]
+    assert len(decoded) == 3
+    for frame, level in zip(decoded, levels.tolist(), strict=True):
+        assert frame.shape == (height + height % 2, width + width % 2, 3)
+        assert np.abs(frame - level).max() <= 4
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_video_needs_its_encoder_and_frames(tmp_path, monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"frames must be uint8 \(N, 1, 3 or 4, H, W\), got \(0, 3, 4, 4\) of torch.uint8"
+    ):
+        images.save_gif(tmp_path / "a.gif", noise(0, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"got \(2, 3, 4, 4\) of torch.float32"):
+        images.save_gif(tmp_path / "a.gif", torch.zeros(2, 3, 4, 4))
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ImportError, match="writing a video needs the package av: pip install av"):
+        images.save_video(tmp_path / "a.mp4", noise(2, 3, 4, 4))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("side", "factor"), [(1, 1), (4, 1), (5, 2), (8, 2), (64, 16)])
+def test_images_are_enlarged_by_whole_factors(side, factor):
+    batch = noise(2, 3, 4, 6)
+    larger = images.enlarge(batch, side)
+    assert larger.shape == (2, 3, 4 * factor, 6 * factor)
+    assert all(torch.equal(larger[:, :, i::factor, j::factor], batch) for i in range(factor) for j in range(factor))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_caption_stands_in_the_middle_under_its_image(channels):
+    batch = noise(3, channels, 20, 60)
+    captioned = images.caption(batch, ["1:7", "", "1234567890123"])
+    assert captioned.shape == (3, channels, 32, 60)
+    assert torch.equal(captioned[:, :, :20], batch)
+    lines = captioned[:, 0, 20:].float()
+    columns = lines[0].amax(0).nonzero().flatten()
+    assert columns.float().mean().item() == pytest.approx(29.5, abs=3)
+    assert 12 <= columns.max() - columns.min() <= 18
+    assert lines[1].max() == 0
+    assert lines[2, :, :3].max() == 255  # one that is too wide begins on the left
+    with pytest.raises(ValueError, match="there must be a text for each of 3 images, got 2"):
+        images.caption(batch, ["a", "b"])
+
+
+def test_errors_are_drawn_with_their_names(tmp_path):
+    values = [10.0**-exponent for exponent in range(4)]
+    images.save_errors(tmp_path / "a.png", {"a.jpg": values, "b.jpg": values[::-1]})
+    images.save_errors(tmp_path / "same.png", {"a.jpg": values, "b.jpg": values[::-1]})
+    images.save_errors(tmp_path / "b.png", {"a.jpg": values})
+    pictures = [np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int) for name in ("a.png", "b.png")]
+    assert pictures[0].shape == (700, 1200, 3)
+    assert has_colour(pictures[0], "#1F77B4").sum() > 1000  # the first colour of matplotlib, and the second
+    assert has_colour(pictures[0], "#FF7F0E").sum() > 1000
+    assert not has_colour(pictures[1], "#FF7F0E").any()
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "same.png").read_bytes()
+    with pytest.raises(ValueError, match="there must be at least one curve"):
+        images.save_errors(tmp_path / "none.png", {})
+
+
 def records_of(count, every=10):
     """What a run logs: all keys, and a distance in every fourth record."""
     noise = np.random.default_rng(0).normal(size=(count, 5))

@@ -10,7 +10,7 @@ from dcgan._allocator import keep_memory
 from dcgan._choices import DatasetName
 from dcgan.cli._latents import expect_new_file, load_generator
 from dcgan.cli._options import COUNT, FLAG, NATURAL, WORDS
-from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say
+from dcgan.cli._terminal import UsageError, exit_on_error, say
 
 if TYPE_CHECKING:
     import torch
@@ -209,8 +209,7 @@ def _load_data(discriminator: "Discriminator", name: DatasetName, root: Path | N
     from dcgan._config import sides
 
     size, channels = sides(discriminator.config), discriminator.config["channels"]
-    with progress_bar("decoding", "img") as progress:
-        images = data.load(name, root=root, image_size=size, channels=channels, progress=progress)
+    images = data.load(name, root=root, image_size=size, channels=channels, cache=False)  # to decode only what is drawn
     return images.batch(np.arange(min(number, len(images))))
 
 
