@@ -1,5 +1,6 @@
 """Build the objects of a run from its recipe."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +14,31 @@ from dcgan.models import Discriminator, Generator
 from dcgan.recipe import Recipe
 from dcgan.trainer import Trainer
 
+logger = logging.getLogger(__name__)
+
 N = TypeVar("N", Generator, Discriminator)
 
 # Fields of the recipe, and the network arguments that they set.
-_SHARED = {
-    name: name
-    for name in ("image_size", "channels", "max_channels", "kernel_size", "stages", "convs_per_stage", "stem", "bias")
+_BOTH = (
+    "image_size",
+    "channels",
+    "max_channels",
+    "kernel_size",
+    "stages",
+    "convs_per_stage",
+    "stem",
+    "bias",
+    "norm_eps",
+)
+_OWN = ("base_channels", "norm", "activation", "slope")  # of the generator; the discriminator's have the prefix d_
+_GENERATOR = {
+    name: name for name in (*_BOTH, *_OWN, "latent_dim", "stem_norm", "stem_activation", "upsample", "output", "latent")
 }
-_GENERATOR = _SHARED | {name: name for name in ("base_channels", "latent_dim", "norm", "upsample", "latent")}
-_DISCRIMINATOR = _SHARED | {"d_base_channels": "base_channels", "d_norm": "norm"}
+_DISCRIMINATOR = {name: name for name in _BOTH} | {f"d_{name}": name for name in _OWN}
 # The fields that a loaded discriminator determines; its other arguments may differ from the generator's.
-_LOADED_DISCRIMINATOR = {name: _DISCRIMINATOR[name] for name in ("image_size", "channels", "d_base_channels", "d_norm")}
+_LOADED_DISCRIMINATOR = {
+    field: name for field, name in _DISCRIMINATOR.items() if field[:2] == "d_" or name in _BOTH[:2]
+}
 
 
 def select_device(name: str) -> torch.device:
@@ -67,18 +82,15 @@ def build_networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
         if generator is None:
             generator = Generator.from_architecture(recipe.architecture, **arguments(_GENERATOR))
         if discriminator is None:
-            own = arguments({"norm": "norm"}) | arguments(_DISCRIMINATOR)  # d_norm, if given, replaces norm
+            # Those with the prefix d_, if given, replace what both networks have.
+            own = arguments({"norm": "norm", "slope": "slope"}) | arguments(_DISCRIMINATOR)
             discriminator = Discriminator.from_architecture(recipe.architecture, **own)
     return recipe, generator, discriminator
 
 
 def open_images(recipe: Recipe, progress: Callable[[int, int], None] | None) -> data.Images:
-    """Open the dataset of a resolved recipe.
-
-    Raises:
-        ValueError: If it is smaller than a batch, or as for `data.load`.
-    """
-    images = data.load(
+    """Open the dataset of a resolved recipe; it raises as `data.load` does."""
+    return data.load(
         recipe.data,
         root=recipe.root,
         image_size=recipe.image_size or 64,
@@ -92,8 +104,24 @@ def open_images(recipe: Recipe, progress: Callable[[int, int], None] | None) -> 
         max_pixels=recipe.max_pixels,
         progress=progress,
     )
+
+
+def fit_batch_size(recipe: Recipe, chosen: int | None, images: data.Images) -> Recipe:
+    """Return a resolved recipe with a default batch no larger than its dataset.
+
+    Args:
+        recipe: Resolved.
+        chosen: Size of the batch before it was resolved; None if it is a default.
+        images: The dataset.
+
+    Raises:
+        ValueError: If the dataset is smaller than a batch that was chosen.
+    """
+    if chosen is None and 0 < len(images) < (recipe.batch_size or 1):
+        logger.info("batches of %d images, as many as there are, instead of %s", len(images), recipe.batch_size)
+        return recipe.replace(batch_size=len(images))
     data.Batches(images, recipe.batch_size or 1)  # raises if the set is smaller than a batch
-    return images
+    return recipe
 
 
 def build_trainer(

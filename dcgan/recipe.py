@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from dcgan._choices import (
+    Activation,
     ArchitectureName,
     AugmentationName,
     Channels,
@@ -29,10 +30,12 @@ from dcgan._choices import (
     LossName,
     Norm,
     OnCollapse,
+    Output,
     Precision,
     Resize,
     Schedule,
     Stem,
+    StemNorm,
     Upsample,
 )
 from dcgan.architectures import ARCHITECTURES
@@ -61,7 +64,7 @@ _RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
     (("seed",), lambda value: 0 <= value < 2**63, "in [0, 2**63)"),
     (("beta1", "beta2", "label_smoothing", "ema_decay"), lambda value: 0 <= value < 1, "in [0, 1)"),
     (("lr_decay",), lambda value: 0 <= value <= 1, "in [0, 1]"),
-    (("lr", "g_lr", "d_lr"), lambda value: value > 0, "above 0"),
+    (("lr", "g_lr", "d_lr", "norm_eps", "slope", "d_slope"), lambda value: value > 0, "above 0"),
 ]
 
 
@@ -93,9 +96,17 @@ class Recipe:
         stages: Number of times the resolution doubles from the first feature map to the image.
         convs_per_stage: Number of convolutions per stage.
         stem: Type of the generator's first layer and of the discriminator's last.
+        stem_norm: Normalise the generator's first layer per channel, or per unit, that is channel and position.
+        stem_activation: Let an activation follow the generator's first layer.
         bias: Give the convolutions a bias.
         norm: Normalisation in both networks.
         d_norm: Normalisation in the discriminator alone; by default the same as norm.
+        norm_eps: Epsilon of the normalisation in both networks.
+        activation: Activation in the generator; by default relu.
+        d_activation: Activation in the discriminator; by default leaky-relu.
+        slope: Slope of leaky-relu below zero in both networks; by default 0.2.
+        d_slope: That slope in the discriminator alone; by default the same as slope.
+        output: Last activation of the generator. Training scales the images to its range, [-1, 1] or [0, 1].
         upsample: Transposed convolutions, or resizing followed by convolutions.
         latent: Distribution of the latents.
         generator: Run, folder or Hub repository to load the generator from; or a state of a run, such as
@@ -161,9 +172,17 @@ class Recipe:
     stages: int | None = None
     convs_per_stage: ConvsPerStage | None = None
     stem: Stem | None = None
+    stem_norm: StemNorm | None = None
+    stem_activation: bool | None = None
     bias: bool | None = None
     norm: Norm | None = None
     d_norm: Norm | None = None
+    norm_eps: float | None = None
+    activation: Activation | None = None
+    d_activation: Activation | None = None
+    slope: float | None = None
+    d_slope: float | None = None
+    output: Output | None = None
     upsample: Upsample | None = None
     latent: Distribution | None = None
     generator: str | None = None
@@ -249,8 +268,6 @@ class Recipe:
         """
         try:
             values = upgrade_fields(read_fields(text))
-            if unknown := sorted(values.keys() - _HINTS.keys()):
-                raise ValueError(f"there is no field {', '.join(unknown)}")
             recipe = cls(**{name: _convert(name, value) for name, value in values.items()})
         except (TypeError, ValueError) as error:
             raise ValueError(f"not a recipe: {error}") from error
@@ -362,7 +379,9 @@ def _dataset_defaults(data: str) -> dict[str, Any]:
 
 def _convert(name: str, value: Any) -> Any:
     """Return the value of a field as YAML has it in the type of the field, as the command line reads it."""
-    hint = _HINTS.get(name)
+    if name not in _HINTS:
+        raise ValueError(f"there is no field {name!r}")
+    hint = _HINTS[name]
     kinds = {hint, *get_args(hint)}  # of `float | None`, both
     named = {choice for kind in kinds for choice in get_args(kind)}  # no normalisation is named "none"
     if NoneType in kinds and isinstance(value, str) and value in {"none", "null"} - named:

@@ -109,8 +109,10 @@ class Run:
         """
         expect_empty(folder)
         device = _build.select_device(recipe.device)
+        chosen = recipe.batch_size
         recipe, generator, discriminator = _build.build_networks(recipe)
         images = _build.open_images(recipe, progress)
+        recipe = _build.fit_batch_size(recipe, chosen, images)
         trainer = _build.build_trainer(recipe, generator.to(device), discriminator.to(device))
         _build.adopt_state(recipe, trainer)
         expect_empty(folder)  # packing may have taken minutes

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dcgan import Discriminator, Generator, Trainer, _build, checkpoint, data
+from dcgan.architectures import ARCHITECTURES
 from dcgan.recipe import Recipe
 
 RECIPE = Recipe(
@@ -31,9 +32,17 @@ RECIPE = Recipe(
     stages=2,
     convs_per_stage=2,
     stem="linear",
+    stem_norm="unit",
+    stem_activation=False,
     bias=True,
-    norm="layer",
+    norm="batch",
     d_norm="instance",
+    norm_eps=1e-3,
+    activation="leaky-relu",
+    d_activation="relu",
+    slope=0.3,
+    d_slope=0.4,
+    output="sigmoid",
     upsample="resize",
     latent="uniform",
     batch_size=4,
@@ -70,10 +79,63 @@ def test_networks_are_what_the_recipe_says():
         "convs_per_stage": 2,
         "stem": "linear",
         "bias": True,
+        "norm_eps": 1e-3,
     }
-    expected = {"latent_dim": 7, "base_channels": 5, "norm": "layer", "upsample": "resize", "latent": "uniform"}
-    assert generator.config.items() >= (shared | expected).items()
-    assert discriminator.config.items() >= (shared | {"base_channels": 6, "norm": "instance"}).items()
+    own = {"base_channels": 5, "norm": "batch", "activation": "leaky-relu", "slope": 0.3}
+    further = {"latent_dim": 7, "stem_norm": "unit", "stem_activation": False, "upsample": "resize"}
+    assert generator.config == shared | own | further | {"output": "sigmoid", "latent": "uniform"}
+    own = {"base_channels": 6, "norm": "instance", "activation": "relu", "slope": 0.4}
+    assert discriminator.config == shared | own
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_whatever_a_network_can_be_has_a_field(name):
+    """Every argument of every published pair, written out over an architecture that has another one."""
+    published = [network.from_architecture(name).config for network in (Generator, Discriminator)]
+    values = published[0] | {f"d_{argument}": value for argument, value in published[1].items()}
+    names = {field.name for field in fields(Recipe)}
+    assert published[0].keys() | published[1].keys() <= names
+    recipe = Recipe(architecture="paper", **{field: value for field, value in values.items() if field in names})
+    built = _build.build_networks(recipe.replace(stages=recipe.stages or 4 - (recipe.image_size == 32)))[1:]
+    for network, config in zip(built, published, strict=True):
+        assert network.config | {"stages": config["stages"]} == config
+
+
+def test_what_only_one_network_is_told_does_not_reach_the_other():
+    _, *networks = _build.build_networks(Recipe(slope=0.1, norm="layer"))
+    assert [(n.config["slope"], n.config["norm"], n.config["activation"]) for n in networks] == [
+        (0.1, "layer", "relu"),
+        (0.1, "layer", "leaky-relu"),
+    ]
+    _, *networks = _build.build_networks(Recipe(d_slope=0.1, activation="leaky-relu"))
+    assert [(n.config["slope"], n.config["activation"]) for n in networks] == [(0.2, "leaky-relu"), (0.1, "leaky-relu")]
+
+
+@pytest.mark.parametrize(("output", "low"), [("sigmoid", 0), ("tanh", -1)])
+def test_a_discriminator_sees_both_kinds_of_images_in_the_range_of_the_output(output, low):
+    recipe, generator, discriminator = _build.build_networks(Recipe(base_channels=2, output=output))
+    seen = []
+    discriminator.register_forward_pre_hook(lambda _, args: seen.append(args[0].aminmax()))
+    trainer = _build.build_trainer(recipe.replace(augment=()), generator, discriminator)
+    trainer.step(torch.tensor([0, 255], dtype=torch.uint8).repeat(4, 1, 32, 16))
+    (real, *fakes) = seen
+    assert [value.item() for value in real] == [low, 1]
+    assert all(low <= lowest.item() < highest.item() <= 1 for lowest, highest in fakes)
+
+
+@pytest.mark.parametrize(("chosen", "default", "size"), [(None, 128, 60), (None, 32, 32), (None, 60, 60), (50, 50, 50)])
+def test_a_default_batch_is_no_larger_than_the_dataset(chosen, default, size, caplog):
+    caplog.set_level("INFO")
+    images = data.from_dataset(
+        torch.utils.data.TensorDataset(torch.zeros(60, 1, 8, 8, dtype=torch.uint8)), image_size=8
+    )
+    assert _build.fit_batch_size(Recipe(batch_size=default), chosen, images).batch_size == size
+    said = ["batches of 60 images, as many as there are, instead of 128"]
+    assert [record.getMessage() for record in caplog.records if record.name == "dcgan._build"] == said[
+        : size != default
+    ]
+    with pytest.raises(ValueError, match="batch_size must be at most the number of images, 60, got 61"):
+        _build.fit_batch_size(Recipe(batch_size=61), 61, images)
 
 
 def test_the_trainer_gets_every_setting(monkeypatch):
