@@ -31,10 +31,10 @@ def test_python_on_the_page_runs(page, tmp_path, monkeypatch):
 
 def commands():
     for page in PAGES:
-        for code in fences(page, "console"):
+        for code in fences(page, "bash"):
             for line in code.replace("\\\n", " ").splitlines():
-                if line.startswith("$ dcgan "):
-                    yield pytest.param(line.removeprefix("$ dcgan "), id=f"{page.name}: {line}")
+                if line.startswith("dcgan "):
+                    yield pytest.param(line.removeprefix("dcgan "), id=f"{page.name}: {line}")
 
 
 @pytest.mark.parametrize("command", list(commands()))
@@ -43,15 +43,23 @@ def test_commands_on_the_pages_parse(command, tmp_path, monkeypatch):
     from dcgan.recipe import Recipe
 
     monkeypatch.chdir(tmp_path)
-    for folder in re.findall(r"--resume (\S+)", command):
+    for folder in re.findall(r"--(?:resume|from) (\S+)", command):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "recipe.yaml").write_text(Recipe().resolve().to_yaml())
+        (tmp_path / folder / "state").mkdir()
+        (tmp_path / folder / "state/step-000001.pt").touch()
     for file in re.findall(r"--(?:config|recipe) (\S+\.yaml)", command):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("data: mnist\n")
     tokens = shlex.split(command, comments=True)
     if not {"--help", "--version"} & set(tokens):
         app.parse_args(tokens, exit_on_error=False)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_copy_button_copies_can_be_pasted(page):
+    prompts = re.findall(r"^\$ .*", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert prompts == []
 
 
 def test_links_and_pictures_are_there():
