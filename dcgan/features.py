@@ -358,7 +358,8 @@ class _LinearSVM:
         """Fit the SVM, and return the classes of other features `(M, F)`."""
         from sklearn.svm import LinearSVC
 
-        svm = LinearSVC(C=c, dual=True, max_iter=10_000, random_state=0).fit(self._coordinates, self._labels)
+        # The solver of the primal form takes seconds for any C, where the other one may not converge in minutes.
+        svm = LinearSVC(C=c, dual=False).fit(self._coordinates, self._labels)
         weights = svm.coef_ if self._basis is None else (svm.coef_ @ self._basis.T) @ self._features
         scores = queries @ weights.T.astype(queries.dtype) + svm.intercept_  # one column if there are two classes
         best = scores.argmax(1) if len(svm.classes_) > 2 else (scores[:, 0] > 0).astype(int)

@@ -14,7 +14,7 @@ from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say
 if TYPE_CHECKING:
     import numpy as np
 
-_SHOWN, _SIDE = 32, 96  # pairs in the picture, and the side of an image in it
+_SHOWN, _SIDE, _FRAME = 32, 96, 4  # pairs in the picture, the side of an image in it, white pixels around a pair
 
 
 def dedup(
@@ -78,4 +78,5 @@ def _draw_pairs(path: Path, files: list[str], pairs: "np.ndarray") -> None:
     shown = pairs[:_SHOWN, :2].flatten().tolist()
     pixels = torch.from_numpy(load_pictures([files[index] for index in shown], _SIDE))
     joined = rearrange(pixels, "(pairs two) h w k -> pairs k h (two w)", two=2)
-    save_png(path, grid(joined, columns=4, gap=6))
+    framed = torch.nn.functional.pad(joined, (_FRAME,) * 4, value=255)
+    save_png(path, grid(framed, columns=4, gap=0))

@@ -61,7 +61,7 @@ def features(
         test_number: Number of test images, drawn at random; by default all.
         per_class: Number of labelled images of each class, 100 in the paper's Table 2, in each of several draws; by
             default all labels are used, once.
-        draws: Number of draws that are tested, with --per-class.
+        draws: Number of draws that are tested, with --per-class; C is chosen by as many others, but at most ten.
         validation: Number of training images to choose C by; by default 10,000, but at most a fifth.
         batchnorm: Normalise with the statistics of training images, as the paper's authors do, or the running ones.
         grid: Side of the grid that activations are pooled to.
@@ -223,7 +223,8 @@ def _classify(
 
     train, test = pooled
     with progress_bar(f"classifying by {label}", "fit") as progress:
-        found = linear_probe(train, labels, test, test_labels, progress=progress, **protocol)
+        tried = min(10, protocol["draws"])
+        found = linear_probe(train, labels, test, test_labels, validation_draws=tried, progress=progress, **protocol)
     result: dict[str, Any] = {"features": train.shape[1], "c": found.c, "validation_errors": found.validation_errors}
     result |= {"test_error": found.test_error, "spread": found.spread, "test_errors": list(found.test_errors)}
     if protocol["per_class"] is None:
