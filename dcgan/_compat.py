@@ -1,10 +1,11 @@
 """Every private interface of another library that the package uses, each with its reason."""
 
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def hub_http_error() -> type[Exception]:
@@ -23,11 +24,55 @@ def has_hooks(module: "nn.Module") -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
 
 
-def release_from_capture(rng: "torch.Generator") -> None:
-    """Make a CUDA generator usable after a failed capture: it would keep waiting for the capture to end.
+def forget_scaled_step(scaler: "torch.amp.GradScaler", optimizer: "torch.optim.Optimizer") -> None:
+    """Undo what a step of an optimiser that raised leaves behind, and what would go into its next update.
 
-    `graphsafe_set_state` is not documented, and no documented call replaces a generator's state object.
+    The scaler leaves its scale on the optimiser and what it knows of the gradients in its own records; torch has no
+    public way to discard either.
+    """
+    for name in ("grad_scale", "found_inf"):
+        vars(optimizer).pop(name, None)
+    scaler._per_optimizer_states.clear()  # noqa: SLF001
+
+
+def graphs_register_generators() -> bool:
+    """Return whether a CUDA graph registers the random generators that it draws from, as it does from torch 2.14 on.
+
+    There `register_generator_state` does nothing, and will be removed. Before, a generator also remains in the middle
+    of a capture that fails.
     """
     import torch
 
-    rng.graphsafe_set_state(torch.Generator(rng.device).graphsafe_get_state())
+    return torch.__version__ >= "2.14"  # a `TorchVersion`, which compares numbers
+
+
+def end_failed_capture(device: "torch.device", pool: Any) -> None:
+    """Let the allocator leave the memory pool of a capture that failed, which torch 2.11 does not."""
+    import torch
+
+    with suppress(RuntimeError):  # raised where it has left the pool
+        torch._C._cuda_endAllocateToPool(device.index, pool)  # noqa: SLF001
+
+
+def lerp_all(means: "list[Tensor]", values: "list[Tensor]", weight: "Tensor") -> None:
+    """Move each tensor towards its value by `weight`, a scalar on their device.
+
+    On a GPU, in three launches for all of them: torch has no documented function of several tensors.
+    """
+    import torch
+
+    if weight.is_cuda:
+        differences = torch._foreach_sub(values, means)  # noqa: SLF001
+        torch._foreach_mul_(differences, weight)
+        torch._foreach_add_(means, differences)
+        return
+    for mean, value in zip(means, values, strict=True):  # one pass over memory instead of three
+        mean.lerp_(value, weight.to(mean.dtype))
+
+
+def copy_all(into: "list[Tensor]", values: "list[Tensor]") -> None:
+    """Copy each tensor into another; on a GPU, in one launch for those of one type, unlike `copy_`."""
+    import torch
+
+    if values:  # torch refuses empty lists
+        torch._foreach_copy_(into, values)

@@ -5,86 +5,110 @@ A graph launches them all at once.
 """
 
 import logging
-import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dcgan._compat import release_from_capture
+from dcgan._compat import end_failed_capture, graphs_register_generators
 
 logger = logging.getLogger(__name__)
 
 Step = Callable[..., dict[str, Tensor]]
 
 WARM_UP_CALLS = 3  # before the capture: libraries choose kernels and optimisers make their state in the first ones
-MAX_GRAPHS = 8  # each holds a step's memory
+MAX_GRAPHS = 8
+# Calls after which a key whose graph was dropped may have another one: capturing takes as long as many eager calls.
+CALLS_TO_RETURN = 100
 
 
 class CudaGraphStep:
     """`step(mode, *tensors)`, run eagerly at first, then as one CUDA graph for each key.
 
     A key is the mode, the `hyperparameters`, and the shapes and types of the tensors: calls that launch different
-    kernels must have different keys. Everything else that the step reads or writes must stay at its address. A step
-    that cannot be captured keeps running eagerly, which is logged once.
+    kernels must have different keys. Everything else that the step reads or writes must stay at its address. A key
+    that cannot be captured keeps running eagerly; the reason is logged once. There are at most `MAX_GRAPHS` graphs, of
+    which the one that has not been used for longest is dropped. They share their memory, since a step leaves nothing
+    in it that another one reads.
 
     Args:
         step: Returns scalars by name.
         device: A CUDA device.
-        rng: The generator on this device that the step draws from.
+        rng: The generator on this device that the step draws from, besides the default one.
+        find_obstacle: Asked before each capture for what would make a graph wrong, or None.
     """
 
-    def __init__(self, step: Step, device: torch.device, rng: torch.Generator):
-        self._step, self._device, self._rng = step, device, rng
+    def __init__(
+        self,
+        step: Step,
+        device: torch.device,
+        rng: torch.Generator,
+        find_obstacle: Callable[[], str | None],
+    ):
+        self._step, self._device, self._rng, self._find_obstacle = step, device, rng, find_obstacle
         self._stream: torch.cuda.Stream | None = None
-        self._calls: dict[Hashable, int] = {}
-        self._warm_up_began = 0.0
-        self._graphs: dict[Hashable, _Replay] = {}
-        self._disabled = False
+        self._pool: Any = None  # of a type that torch does not export
+        self._calls: dict[Hashable, int] = {}  # of keys without a graph
+        self._graphs: dict[Hashable, _Replay] = {}  # the one that was used last comes last
+        self._refused: set[Hashable] = set()
+        self._reasons: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy captures its own graphs: these belong to this process and to the tensors of this step.
+        return {**vars(self), "_stream": None, "_pool": None, "_calls": {}, "_graphs": {}}
 
     def __call__(self, mode: Hashable, *tensors: Tensor, hyperparameters: Hashable = ()) -> dict[str, Tensor]:
         """Compute `step(mode, *tensors)`."""
         key = (mode, hyperparameters, *((tensor.shape, tensor.dtype) for tensor in tensors))
-        if key in self._graphs or self._captured(key, mode, tensors):
-            return self._graphs[key](tensors)
+        if key not in self._graphs and key not in self._refused:
+            self._count(key)
+            if self._calls[key] > WARM_UP_CALLS:
+                self._capture_for(key, mode, tensors)
+        if key in self._graphs:
+            self._graphs[key] = replay = self._graphs.pop(key)
+            return replay(tensors)
         with self.warm_up(is_last=self._calls.get(key) == WARM_UP_CALLS) as obstacles:
             results = self._step(mode, *tensors)
         if obstacles:
-            self._disable(obstacles[0])
+            self._refuse(key, obstacles[0])
         return results
 
     def reset(self) -> None:
         """Drop all graphs: something they read or write has moved."""
         self._calls, self._graphs = {}, {}
 
-    def _captured(self, key: Hashable, mode: Hashable, tensors: tuple[Tensor, ...]) -> bool:
-        if self._disabled:
-            self._calls = {}
-            return False
+    def _count(self, key: Hashable) -> None:
         if len(self._calls) > 100 * MAX_GRAPHS:
             self._calls = {}  # keys that never recur, such as those of a changing learning rate
-        if not self._calls.get(key):
-            self._warm_up_began = time.perf_counter()
         self._calls[key] = self._calls.get(key, 0) + 1
-        if self._calls[key] <= WARM_UP_CALLS:
-            return False
+
+    def _capture_for(self, key: Hashable, mode: Hashable, tensors: tuple[Tensor, ...]) -> None:
+        if obstacle := self._find_obstacle():
+            self._refuse(key, obstacle)
+            return
         if len(self._graphs) == MAX_GRAPHS:
-            self._disable(f"there are {MAX_GRAPHS} CUDA graphs already")
-            return False
+            oldest = next(iter(self._graphs))
+            del self._graphs[oldest]
+            self._calls[oldest] = WARM_UP_CALLS - CALLS_TO_RETURN
         try:
             self._graphs[key] = _Replay(self._step, self.capture, mode, tensors)
-        except RuntimeError as error:
-            self._disable(str(error).strip().splitlines()[0])
-            return False
-        seconds = time.perf_counter() - self._warm_up_began
-        logger.info("captured the training step as a CUDA graph, %.1f s after its first call", seconds)
-        return True
+        except Exception as error:  # noqa: BLE001 - whatever it is, the eager step goes on, or raises it again
+            # The capture ends with an error of its own, which says only that there was one before.
+            self._refuse(key, _first_line(error.__context__ or error))
+            self.reset()
+            return
+        del self._calls[key]
+        logger.info("captured the training step as a CUDA graph")
 
-    def _disable(self, reason: str) -> None:
-        self._disabled = True
-        logger.warning("no further CUDA graphs: the training step cannot be captured (%s)", reason)
+    def _refuse(self, key: Hashable, reason: str) -> None:
+        self._refused.add(key)
+        self._calls.pop(key, None)
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            logger.warning("steps of this kind run without a CUDA graph: they cannot be captured (%s)", reason)
 
     @contextmanager
     def warm_up(self, *, is_last: bool) -> Iterator[list[str]]:
@@ -93,7 +117,7 @@ class CudaGraphStep:
         stream, current = self._capture_stream(), torch.cuda.current_stream(self._device)
         watch: AbstractContextManager[list[str]] = find_synchronizations() if is_last else nullcontext([])
         stream.wait_stream(current)
-        with torch.cuda.stream(stream), cudnn_benchmark(), watch as obstacles:
+        with torch.cuda.stream(stream), cudnn_benchmark(enabled=True), watch as obstacles:
             yield obstacles
         torch.cuda.current_stream(self._device).wait_stream(stream)
 
@@ -101,20 +125,29 @@ class CudaGraphStep:
         """Capture what `body` launches, without executing it.
 
         Raises:
-            RuntimeError: If it does something that cannot be captured.
+            Exception: If it does something that cannot be captured; the device can be used as before, but earlier
+                graphs must be dropped, since their random numbers may no longer follow the generators' seeds.
         """
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self._rng)
+        graph, stream = torch.cuda.CUDAGraph(), self._capture_stream()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        if not graphs_register_generators():
+            graph.register_generator_state(self._rng)
         try:
             with (
                 torch.cuda.stream(torch.cuda.current_stream(self._device)),  # restores it on failure too
-                cudnn_benchmark(),
+                # Algorithms that were timed in the warm-up are used all the same. Others, such as those of another
+                # thread, are chosen by rules here, since timing them would break the capture.
+                cudnn_benchmark(enabled=False),
                 # Other threads may pin and copy batches meanwhile.
-                torch.cuda.graph(graph, stream=self._capture_stream(), capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
             ):
                 body()
-        except RuntimeError:
-            release_from_capture(self._rng)
+        except BaseException:
+            end_failed_capture(self._device, self._pool)
+            if not graphs_register_generators():
+                for rng in (self._rng, torch.cuda.default_generators[self._device.index]):
+                    rng.graphsafe_set_state(rng.clone_state())  # as it was before, and not in the midst of a capture
             raise
         return graph
 
@@ -157,9 +190,13 @@ def can_compile(device: torch.device) -> bool:
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
     except Exception as error:  # noqa: BLE001 - what is missing decides what is raised
-        logger.warning("the networks are not compiled: %s", str(error).strip().splitlines()[0])
+        logger.warning("the networks are not compiled: %s", _first_line(error))
         return False
     return True
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager
@@ -182,10 +219,14 @@ def find_synchronizations() -> Iterator[list[str]]:
 
 
 @contextmanager
-def cudnn_benchmark() -> Iterator[None]:
-    """Let cuDNN time its algorithms on the first call with a shape, which pays off if shapes stay the same."""
+def cudnn_benchmark(*, enabled: bool) -> Iterator[None]:
+    """Let cuDNN time its algorithms on the first call with a shape, which pays off if shapes stay the same, or not.
+
+    Where deterministic algorithms were asked for, it is never made to: two runs may find another one the fastest.
+    """
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
+    deterministic = torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
+    torch.backends.cudnn.benchmark = enabled and (before or not deterministic)
     try:
         yield
     finally:

@@ -39,6 +39,7 @@ class StepMonitor:
 
     def __init__(self, device: torch.device, value_range: tuple[float, float] | None, *, expects_logits: bool):
         self._value_range, self._expects_logits = value_range, expects_logits
+        self._scaled_range = torch.tensor(value_range or (-1.0, 1.0), dtype=torch.float32, device=device)
         self._first_nonfinite = torch.empty(len(_SOURCES), dtype=torch.int64, device=device)
         self._real_range = torch.empty(2, dtype=torch.float32, device=device)  # lowest, highest
         self._fake_range = torch.empty(2, dtype=torch.float32, device=device)
@@ -71,11 +72,17 @@ class StepMonitor:
         return [self._first_nonfinite, *counts, *ranges, *centre, self._swing]
 
     @torch.no_grad()
-    def record(self, step: Tensor, real: Tensor, fake: Tensor, metrics: Mapping[str, Tensor]) -> None:
-        """Record a step; its number `step` is a scalar on the device."""
+    def record(
+        self, step: Tensor, real: Tensor, fake: Tensor, metrics: Mapping[str, Tensor], *, scaled: bool = False
+    ) -> None:
+        """Record a step; its number `step` is a scalar on the device.
+
+        Real images that were `scaled` from uint8 to the generator's range need no look: they are finite and within it.
+        """
         losses = [value for name, value in metrics.items() if name.endswith("_loss")]
         # The minimum and the maximum are finite only if all elements are, and take a quarter of the time of isfinite.
-        real_range, fake_range = (torch.stack(images.aminmax()).float() for images in (real, fake))
+        fake_range = torch.stack(fake.aminmax()).float()
+        real_range = self._scaled_range if scaled else torch.stack(real.aminmax()).float()
         finite = torch.stack([values.isfinite().all() for values in (real_range, fake_range, torch.stack(losses))])
         self._first_nonfinite.copy_(torch.where((self._first_nonfinite < 0) & ~finite, step, self._first_nonfinite))
         _widen(self._real_range, real_range)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dcgan._choices import LearningRate
+from dcgan._compat import forget_scaled_step
 from dcgan._distributed import average_gradients
 
 _RATE_TIMES_WIDTH = 2e-4 * 128
@@ -43,16 +44,21 @@ def backward_and_step(
 ) -> None:
     """Update an optimiser's parameters along the gradient of a loss.
 
-    The gradient is scaled against underflow, averaged over all processes, and clipped if asked.
+    The gradient is scaled against underflow, averaged over all processes, and clipped if asked. If the optimiser
+    raises, its next update is as if this one had not been tried.
     """
     optimizer.zero_grad()
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward without types
     average_gradients(parameters_of(optimizer))
-    if max_grad_norm is not None:
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(parameters_of(optimizer), max_grad_norm)
-    scaler.step(optimizer)
-    scaler.update()
+    try:
+        if max_grad_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(parameters_of(optimizer), max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+    except BaseException:
+        forget_scaled_step(scaler, optimizer)
+        raise
     torch.clear_autocast_cache()  # of casts of the weights, which have just changed
 
 
@@ -74,13 +80,19 @@ def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def hyperparameters(optimizer: Optimizer) -> Iterator[tuple[str, str]]:
-    """Yield the plain settings of all groups, such as learning rates, as text; those that are tensors are left out."""
-    for index, group in enumerate(optimizer.param_groups):
-        where = f" of group {index}" if len(optimizer.param_groups) > 1 else ""
-        for name, value in group.items():
-            if name != "params" and not isinstance(value, Tensor):
-                yield name + where, repr(float(value) if type(value) is int else value)  # 0 is as good as 0.0
+def hyperparameters(**optimizers: Optimizer) -> tuple[tuple[str, str], ...]:
+    """Return the plain settings of optimisers by name, such as learning rates, as text; tensors are left out."""
+    return tuple(
+        (f"{name}{f' of group {index}' if len(optimizer.param_groups) > 1 else ''} of {optimizer_name}", _text(value))
+        for optimizer_name, optimizer in optimizers.items()
+        for index, group in enumerate(optimizer.param_groups)
+        for name, value in group.items()
+        if name != "params" and not isinstance(value, Tensor)
+    )
+
+
+def _text(value: object) -> str:
+    return repr(float(value) if type(value) is int else value)  # 0 is as good as 0.0
 
 
 class RateDecay:
@@ -120,11 +132,39 @@ def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     Raises:
         ValueError: If the state is for other parameters.
     """
-    flags = [{name: group[name] for name in _IMPLEMENTATION_FLAGS if name in group} for group in optimizer.param_groups]
+    own = [{name: group[name] for name in _IMPLEMENTATION_FLAGS if name in group} for group in optimizer.param_groups]
+    groups = state["param_groups"]
+    if len(groups) == len(own):  # otherwise torch refuses it
+        # Before, and not after: by these flags, torch decides where the counts of steps are kept.
+        state = {**state, "param_groups": [{**group, **flags} for group, flags in zip(groups, own, strict=True)]}
     optimizer.load_state_dict(state)
-    for group, own_flags in zip(optimizer.param_groups, flags, strict=True):
-        group.update(own_flags)
     match_memory_format(optimizer)
+
+
+def make_capturable(optimizer: Optimizer) -> None:
+    """Make an optimiser on a CUDA device keep its counts on the device, if it can, so that a graph advances them."""
+    for group in optimizer.param_groups:
+        if group.get("capturable") is not False:
+            continue
+        group["capturable"] = True
+        for parameter in group["params"]:
+            moments = optimizer.state.get(parameter, {})
+            for name, value in moments.items():
+                if isinstance(value, Tensor) and value.dim() == 0:
+                    moments[name] = value.to(parameter.device)
+
+
+def find_host_state(*optimizers: Optimizer) -> str | None:
+    """Describe what an optimiser keeps on the host, where a graph would read it once and never again; None if nothing.
+
+    Such are the counts of steps of Adagrad and Adafactor.
+    """
+    for optimizer in optimizers:
+        for parameter, moments in optimizer.state.items():
+            for name, value in moments.items():
+                if isinstance(value, int | float) or (isinstance(value, Tensor) and value.device != parameter.device):
+                    return f"{type(optimizer).__name__} keeps {name!r} on the host"
+    return None
 
 
 def match_memory_format(optimizer: Optimizer) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from dcgan._compat import copy_all, lerp_all
 from dcgan._modules import eval_mode
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -24,10 +25,8 @@ def ema_weight(step: Tensor, decay: float) -> Tensor:
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, weight: Tensor) -> None:
     """Move the parameters of `average` towards those of `network` by `weight` in [0, 1], and copy its buffers."""
-    for mean, parameter in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(parameter, weight.to(mean.dtype))
-    for copied, buffer in zip(average.buffers(), network.buffers(), strict=True):
-        copied.copy_(buffer)
+    lerp_all(list(average.parameters()), list(network.parameters()), weight)
+    copy_all(list(average.buffers()), list(network.buffers()))
 
 
 def estimate_batchnorm_statistics(network: nn.Module, batches: Iterable[Tensor], *, unbiased: bool = True) -> None:

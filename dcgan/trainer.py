@@ -54,7 +54,10 @@ class Trainer(Generic[G, D]):
 
     `step` is the whole algorithm. It knows no loader, logger or file, so any loop or framework can drive it, and it is
     a function of the trainer's state and the batch: its randomness, dropout and noise inside the networks included,
-    comes from `(seed, steps)`, so that a resumed run repeats the unbroken one bit for bit on the same machine.
+    comes from `(seed, steps)`, so that on a CPU a resumed run repeats the unbroken one bit for bit, with the same
+    machine, number of threads and versions. On a GPU it does so up to rounding: some kernels add in no fixed order, and
+    convolutions are computed by whichever algorithm was the fastest. `torch.use_deterministic_algorithms(True)` rules
+    both out, but a graph (see `compile`) still rounds differently from the eager steps before it.
 
     The networks are any two modules, on one device: latents to images, and images to one logit each (not
     probabilities). They are trained in place. A network that is in evaluation mode as a whole is put into training
@@ -79,7 +82,7 @@ class Trainer(Generic[G, D]):
         weight_decay: L2 added to the gradients of all parameters, as in the authors' code.
         g_optimizer: Optimiser of the generator's parameters, instead of Adam, whose settings are then ignored, or a
             framework's wrapper around one, except with "fp16". With "fp16" on a GPU it should be a fused one: with
-            any other, the scaler waits for the device.
+            any other, the scaler waits for the device. Where steps are captured, it is made `capturable`.
         d_optimizer: Optimiser of the discriminator's parameters, likewise.
         max_grad_norm: Clip the gradients of each network to this norm.
         d_steps: Updates of the discriminator for each of the generator.
@@ -100,7 +103,7 @@ class Trainer(Generic[G, D]):
             On MPS, BatchNorm's gradients are wrong for channels-last images in some versions of PyTorch.
         compile: How to speed up steps on a CUDA device, with the same results up to rounding. "off": not at all;
             "graph": after three eager steps, the whole step is one CUDA graph; "full": the networks are also compiled,
-            which takes a minute; "auto": "graph", or "full" in a `fit` of 20,000 steps or more. A graph repeats what
+            which takes a minute; "auto": "graph", or "full" in a `fit` to step 20,000 or beyond. A graph repeats what
             was captured: if your loop modifies the networks themselves between steps, use "off".
         seed: Seed of all randomness in `step`.
 
@@ -199,7 +202,7 @@ class Trainer(Generic[G, D]):
         self._d_forward: Callable[[Tensor], Tensor] = discriminator
         self._compile, self._cuda_graphs = compile, None
         if self._defaults.cuda_graphs and compile != "off":
-            self._cuda_graphs = CudaGraphStep(self._train_on, self.device, self._rng)
+            self._cuda_graphs = CudaGraphStep(self._train_on, self.device, self._rng, self._find_host_state)
         if compile == "full":
             self._compile_networks()
 
@@ -226,18 +229,21 @@ class Trainer(Generic[G, D]):
         # Backward passes and penalties are not computed under autocast, even if the caller is.
         no_autocast = torch.autocast(self.device.type, enabled=False)
         with no_autocast, global_seed(self._derive_seed(_NETWORK_STREAM), self.device):
-            turns = self._turns(self.steps)
-            if self._cuda_graphs is None:
-                metrics = self._train_on(turns, real, z)
-            else:
-                metrics = self._cuda_graphs(turns, real, z, hyperparameters=self._hyperparameters())
+            metrics = self._run(self._turns(self.steps), real, z)
         self.steps += 1
         return metrics
+
+    def _run(self, turns: tuple[bool, bool], real: Tensor, z: Tensor) -> dict[str, Tensor]:
+        if self._cuda_graphs is None:
+            return self._train_on(turns, real, z)
+        for optimizer in (self._g_optimizer, self._d_optimizer):  # whose settings a framework may have restored
+            _optim.make_capturable(optimizer)
+        return self._cuda_graphs(turns, real, z, hyperparameters=self._hyperparameters())
 
     def _train_on(self, turns: tuple[bool, bool], real: Tensor, z: Tensor) -> dict[str, Tensor]:
         """Do what a step computes on the device, all that a CUDA graph holds."""
         train_d, train_g = turns
-        real = self._as_float(real)
+        pixels, real = real, self._as_float(real)
         metrics: dict[str, Tensor] = {}
         with torch.set_grad_enabled(mode=train_g), self._autocast():
             fake = self._g_forward(z)  # (N, K, H, W)
@@ -264,7 +270,7 @@ class Trainer(Generic[G, D]):
         if train_g and self._ema is not None:
             update_average(self._ema, self._generator, ema_weight(self._step_count, self._ema_decay))
 
-        self._monitor.record(self._step_count, real, fake, metrics)
+        self._monitor.record(self._step_count, real, fake, metrics, scaled=pixels.dtype == torch.uint8)
         return {name: value.detach() for name, value in metrics.items()}
 
     def _draw_latents(self, count: int) -> Tensor:
@@ -329,7 +335,8 @@ class Trainer(Generic[G, D]):
         if steps <= self.steps:
             logger.warning("nothing to train: %d of %d steps are done", self.steps, steps)
             return
-        if self._compile == "auto" and self._cuda_graphs and steps - self.steps >= _MIN_STEPS_TO_COMPILE:
+        # By the total: a run that is resumed late computes as it did before.
+        if self._compile == "auto" and self._cuda_graphs and steps >= _MIN_STEPS_TO_COMPILE:
             self._compile = "full"
             self._compile_networks()
         for batch in _cycle(batches):
@@ -493,12 +500,10 @@ class Trainer(Generic[G, D]):
                 _checks.warn_about_moments(name, getattr(self, name), state[name], steps=self.steps)
 
     def _hyperparameters(self) -> tuple[tuple[str, str], ...]:
-        optimizers = {"g_optimizer": self._g_optimizer, "d_optimizer": self._d_optimizer}
-        return tuple(
-            (f"{name} of {optimizer_name}", value)
-            for optimizer_name, optimizer in optimizers.items()
-            for name, value in _optim.hyperparameters(optimizer)
-        )
+        return _optim.hyperparameters(g_optimizer=self._g_optimizer, d_optimizer=self._d_optimizer)
+
+    def _find_host_state(self) -> str | None:
+        return _optim.find_host_state(self._g_optimizer, self._d_optimizer)
 
     def _compile_networks(self) -> None:
         if self._cuda_graphs is None:

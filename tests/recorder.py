@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dcgan._cuda_graphs import CudaGraphStep
@@ -55,7 +55,7 @@ class RecordedStep(CudaGraphStep):
     """A `CudaGraphStep` on the CPU, which records a step of `trainer` and leaves the trainer as it was."""
 
     def __init__(self, trainer):
-        super().__init__(trainer._train_on, trainer.device, trainer._rng)
+        super().__init__(trainer._train_on, trainer.device, trainer._rng, trainer._find_host_state)
         self.trainer = trainer
 
     @contextmanager
@@ -67,13 +67,20 @@ class RecordedStep(CudaGraphStep):
         before = [tensor.detach().clone() for tensor in state]
         rng = self.trainer._rng.get_state()
         recording = Recording()
-        with recording:
-            body()
-        with torch.no_grad():
-            for tensor, value in zip(state, before, strict=True):
-                tensor.copy_(value)
-        self.trainer._rng.set_state(rng)
+        try:
+            with recording:
+                body()
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(state, before, strict=True):
+                    tensor.copy_(value)
+            self.trainer._rng.set_state(rng)
         return recording
+
+
+def is_recording():
+    """Return whether a step is being recorded, as `torch.cuda.is_current_stream_capturing` does."""
+    return isinstance(_get_current_dispatch_mode(), Recording)
 
 
 def tensors_of(trainer):

@@ -6,13 +6,14 @@ on; tests/test_gpu.py compares the real ones.
 
 import copy
 import logging
+import pickle
 import re
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from recorder import RecordedStep, state_of
+from recorder import RecordedStep, is_recording, state_of
 
 from dcgan import Discriminator, Generator, Trainer, _cuda_graphs
 
@@ -133,29 +134,82 @@ def test_a_learning_rate_that_changes_at_every_step_is_never_recorded():
     assert_same(captured, plain)
 
 
-def test_a_step_that_waits_for_the_device_runs_eagerly_and_is_logged_once(caplog):
-    trainer = trainer_of(captured=True, loss="hinge")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (None, "operation not permitted when stream is capturing: _local_scalar_dense"),
+        (
+            AttributeError("no attribute 'register_generator_state'\nMore of it"),
+            "no attribute 'register_generator_state'",
+        ),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_whatever_fails_in_a_capture_the_steps_are_the_plain_ones_and_it_is_logged_once(error, reason, caplog):
+    trainer, plain = (trainer_of(captured=captured, loss="hinge", d_steps=2) for captured in (True, False))
     update = trainer._cuda_graphs._step
 
-    def waiting(*arguments):
+    def failing(*arguments):
         metrics = update(*arguments)
-        metrics["d_loss"].item()
+        if is_recording():
+            if error is None:
+                metrics["d_loss"].item()
+            else:
+                raise error
         return metrics
 
-    trainer._cuda_graphs._step = waiting
-    plain = trainer_of(captured=False, loss="hinge")
+    trainer._cuda_graphs._step = failing
     with caplog.at_level(logging.WARNING, "dcgan"):
-        for real in batches(10):
+        for real in batches(20):
             trainer.step(real)
             plain.step(real)
     (record,) = caplog.records
-    assert record.getMessage() == (
-        "no further CUDA graphs: the training step cannot be captured "
-        "(operation not permitted when stream is capturing: _local_scalar_dense)"
-    )
-    for ours, theirs in zip(trainer.generator.parameters(), plain.generator.parameters(), strict=True):
-        assert torch.isfinite(ours).all()
-        assert ours.shape == theirs.shape
+    assert record.getMessage() == f"steps of this kind run without a CUDA graph: they cannot be captured ({reason})"
+    assert_same(trainer, plain)
+
+
+def test_one_kind_of_step_that_cannot_be_recorded_does_not_keep_the_others_from_it(caplog):
+    trainer, plain = (trainer_of(captured=captured, d_steps=2) for captured in (True, False))
+    update = trainer._cuda_graphs._step
+
+    def failing(turns, *tensors):
+        if is_recording() and turns == (True, True):
+            raise RuntimeError("not this one")
+        return update(turns, *tensors)
+
+    trainer._cuda_graphs._step = failing
+    recorded = []
+    for real in batches(24):
+        trainer.step(real)
+        plain.step(real)
+        recorded.append([key[0] for key in trainer._cuda_graphs._graphs])
+    # The first kind was recorded before the failure, dropped with it, and recorded anew.
+    assert [len(turns) for turns in recorded] == [0] * 6 + [1] + [0] * 7 + [1] * 10
+    assert recorded[6] == recorded[-1] == [(True, False)]
+    assert caplog.text.count("cannot be captured") == 1
+    assert_same(trainer, plain)
+
+
+class Counting(torch.optim.SGD):
+    """An optimiser that counts its steps in Python, and divides its rate by their number."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["steps"] = state.get("steps", 0) + 1
+                parameter.data.sub_(parameter.grad, alpha=group["lr"] / state["steps"])
+
+
+def test_an_optimiser_that_counts_on_the_host_is_not_recorded(caplog):
+    captured, plain = trainer_of(captured=True), trainer_of(captured=False)
+    for trainer in (captured, plain):
+        trainer._g_optimizer = Counting(trainer.generator.parameters(), lr=0.1)
+        for real in batches(8):
+            trainer.step(real)
+    assert not captured._cuda_graphs._graphs
+    assert "they cannot be captured (Counting keeps 'steps' on the host)" in caplog.text
+    assert_same(captured, plain)
 
 
 def test_a_step_that_was_seen_to_wait_is_never_recorded(caplog):
@@ -195,6 +249,121 @@ def test_waits_are_listed_by_line_and_other_warnings_passed_on(monkeypatch):
     assert modes == ["default", "warn", "default"]
 
 
+class FakeState:
+    def __init__(self, seed):
+        self.seed, self.capturing = seed, False
+
+
+class FakeGenerator:
+    """A CUDA generator of torch before 2.14, which a capture that fails leaves capturing."""
+
+    def __init__(self, seed):
+        self.state = FakeState(seed)
+
+    def clone_state(self):
+        return FakeGenerator(self.state.seed)
+
+    def graphsafe_set_state(self, other):
+        self.state = other.state
+
+    def draw(self):
+        if self.state.capturing:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+        return self.state.seed
+
+
+class FakeCuda:
+    """What `CudaGraphStep.capture` uses of torch, with the state that a capture leaves behind.
+
+    `pools` are those that the allocator is still told to use; in torch 2.11, a capture that fails does not end that.
+    """
+
+    def __init__(self, monkeypatch, *, version):
+        self.default, self.own = FakeGenerator(1), FakeGenerator(2)
+        self.pools, self.used, self.benchmarks, self.streams = set(), [], [], ["user's"]
+        monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", self.old_graph if version < "2.14" else list)
+        monkeypatch.setattr(torch.cuda, "graph", self.graph)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: "side")
+        monkeypatch.setattr(torch.cuda, "stream", self.stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.streams[-1])
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1 + len(self.used)))
+        monkeypatch.setattr(torch.cuda, "default_generators", (self.default,))
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocate_to_pool, raising=False)
+        self.step = _cuda_graphs.CudaGraphStep(None, torch.device("cuda", 0), self.own, lambda: None)
+
+    def old_graph(self):
+        """Return the states of the generators that take part; the newest torch has no method to add one."""
+
+        class Graph(list):
+            def register_generator_state(self, rng):
+                self.append(rng.state)
+
+        return Graph([self.default.state])
+
+    @contextmanager
+    def graph(self, generators, *, pool, stream, capture_error_mode):
+        self.streams.append(stream)
+        self.pools.add(pool)
+        self.used.append((pool, stream, capture_error_mode))
+        self.benchmarks.append(torch.backends.cudnn.benchmark)
+        for state in generators:
+            state.capturing = True
+        try:
+            yield
+        except ZeroDivisionError:  # stands for what breaks a capture: ending it fails, too
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904
+        for state in generators:
+            state.capturing = False
+        self.end_allocate_to_pool(0, pool)
+        self.streams.pop()
+
+    @contextmanager
+    def stream(self, stream):
+        before = list(self.streams)
+        try:
+            yield
+        finally:
+            self.streams[:] = before
+
+    def end_allocate_to_pool(self, device, pool):
+        if device != 0 or pool not in self.pools:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.pools.remove(pool)
+
+
+@pytest.mark.parametrize("version", ["2.11.0", "2.14.1+cu130"])
+def test_a_capture_that_fails_leaves_the_device_as_it_was(version, monkeypatch):
+    cuda = FakeCuda(monkeypatch, version=version)
+    states = cuda.own.state, cuda.default.state
+    cuda.step.capture(lambda: None)
+    assert (cuda.own.state, cuda.default.state) == states
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        cuda.step.capture(lambda: 1 / 0)
+    assert not cuda.pools
+    assert cuda.streams == ["user's"]
+    assert (cuda.own.draw(), cuda.default.draw()) == (2, 1)
+    if version > "2.14":  # there, replacing them would part the graphs of others from their seeds
+        assert (cuda.own.state, cuda.default.state) == states
+    cuda.step.capture(lambda: None)
+    assert cuda.used == [((0, 1), "side", "thread_local")] * 3  # one pool, on one stream
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_convolution_algorithms_are_timed_before_the_capture_only(deterministic, monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    cuda = FakeCuda(monkeypatch, version="2.14.1")
+    with _cuda_graphs.cudnn_benchmark(enabled=True):
+        assert torch.backends.cudnn.benchmark is not deterministic
+        cuda.step.capture(lambda: None)
+        assert torch.backends.cudnn.benchmark is not deterministic
+    assert cuda.benchmarks == [False]
+    assert not torch.backends.cudnn.benchmark
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # by the user, who may have both
+    with _cuda_graphs.cudnn_benchmark(enabled=True):
+        assert torch.backends.cudnn.benchmark
+
+
 def test_divergence_is_found_at_its_step():
     trainer = trainer_of(captured=True)
     for index, real in enumerate(batches(12)):
@@ -204,13 +373,56 @@ def test_divergence_is_found_at_its_step():
         trainer.check()
 
 
-def test_there_is_a_limit_to_recordings(caplog):
+def test_of_many_recordings_the_one_that_was_not_used_for_longest_is_dropped(caplog, monkeypatch):
+    monkeypatch.setattr(_cuda_graphs, "CALLS_TO_RETURN", 10)
+    captured, plain = trainer_of(captured=True), trainer_of(captured=False)
+
+    def step(size, count=1):
+        for real in batches(count, size):
+            captured.step(real)
+            plain.step(real)
+
+    def sizes():
+        return [key[2][0][0] for key in captured._cuda_graphs._graphs]
+
+    for size in range(2, 10):
+        step(size, 4)
+    assert sizes() == [2, 3, 4, 5, 6, 7, 8, 9]
+    step(2)
+    step(10, 4)
+    assert sizes() == [4, 5, 6, 7, 8, 9, 2, 10]
+    step(3, 10)  # one that was dropped has to be used a lot to come back
+    assert 3 not in sizes()
+    step(3)
+    assert sizes() == [5, 6, 7, 8, 9, 2, 10, 3]
+    assert not caplog.records
+    assert_same(captured, plain)
+
+
+def test_copies_record_their_own_steps():
+    captured = trainer_of(captured=True)
+    stream = batches(12)
+    for real in stream[:6]:
+        captured.step(real)
+    assert captured._cuda_graphs._graphs
+    for twin in (copy.deepcopy(captured), pickle.loads(pickle.dumps(captured))):
+        assert not twin._cuda_graphs._graphs
+        assert twin._cuda_graphs.trainer is twin
+    for real in stream[6:]:
+        metrics, expected = twin.step(real), captured.step(real)
+        assert metrics == expected
+    assert twin._cuda_graphs._graphs
+    assert_same(captured, twin)
+
+
+def test_users_optimisers_are_made_capturable():
     trainer = trainer_of(captured=True)
-    for size in range(2, 14):
-        for real in batches(4, size):
-            trainer.step(real)
-    assert len(trainer._cuda_graphs._graphs) == 8
-    assert "there are 8 CUDA graphs already" in caplog.text
+    optimizer = trainer._g_optimizer = torch.optim.Adam(trainer.generator.parameters(), fused=True)
+    trainer.step(batches(1)[0])
+    assert all(group["capturable"] for group in optimizer.param_groups)
+    optimizer.param_groups[0]["capturable"] = False  # as a state from elsewhere sets it
+    trainer.step(batches(1)[0])
+    assert all(group["capturable"] for group in optimizer.param_groups)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
@@ -256,11 +468,17 @@ def test_compilation_is_for_long_fits(monkeypatch):
         calls.append(trainer)
 
     monkeypatch.setattr(Trainer, "_compile_networks", compile_networks)
-    for compile_, steps, expected in [("auto", 20_000, 1), ("auto", 19_999, 0), ("graph", 20_000, 0)]:
+    for compile_, done, steps, expected in [
+        ("auto", 0, 20_000, 1),
+        ("auto", 19_990, 20_000, 1),  # resumed late, it computes as before
+        ("auto", 0, 19_999, 0),
+        ("graph", 0, 20_000, 0),
+    ]:
         calls.clear()
         trainer = trainer_of(captured=True, compile=compile_)
-        for done in (0, 1):
-            next(trainer.iterate(batches(2), steps + done))  # the second time must not compile again
+        trainer.steps = done
+        for _ in range(2):
+            next(trainer.iterate(batches(2), steps))  # the second time must not compile again
         assert len(calls) == expected
 
 

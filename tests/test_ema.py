@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from dcgan import Generator
+from dcgan import Discriminator, Generator
+from dcgan._compat import lerp_all
 from dcgan.ema import ema_weight, estimate_batchnorm_statistics, update_average
 
 
@@ -66,6 +67,38 @@ def test_the_average_moves_by_the_weight_and_copies_buffers():
     for mean, was, parameter in zip(average.parameters(), before, network.parameters(), strict=True):
         torch.testing.assert_close(mean, 0.75 * was + 0.25 * parameter)
     assert torch.equal(average.blocks["4x4"].norm.running_mean, network.blocks["4x4"].norm.running_mean)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])  # with buffers, and without
+def test_every_tensor_is_averaged_or_copied(norm):
+    average, network = (Discriminator(image_size=16, channels=1, base_channels=4, norm=norm) for _ in range(2))
+    network(torch.randn(8, 1, 16, 16))
+    before = [parameter.detach().clone() for parameter in average.parameters()]
+    update_average(average, network, torch.tensor(0.25))
+    for mean, was, parameter in zip(average.parameters(), before, network.parameters(), strict=True):
+        assert torch.equal(mean, was.lerp(parameter, torch.tensor(0.25)))
+    for copied, buffer in zip(average.buffers(), network.buffers(), strict=True):
+        assert torch.equal(copied, buffer)
+
+
+class OnDevice(torch.Tensor):
+    """A scalar that says it is on a GPU."""
+
+    @property
+    def is_cuda(self):
+        return True
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_computed_for_all_tensors_at_once_is_the_same_up_to_rounding(dtype):
+    rng = torch.Generator().manual_seed(0)
+    values = [torch.randn(shape, generator=rng, dtype=dtype) for shape in ((), (3,), (4, 2, 3, 3))]
+    means = [torch.randn(value.shape, generator=rng, dtype=dtype) for value in values]
+    expected = [mean.lerp(value, torch.tensor(0.25, dtype=dtype)) for mean, value in zip(means, values, strict=True)]
+    addresses = [mean.data_ptr() for mean in means]
+    lerp_all(means, values, torch.tensor(0.25).as_subclass(OnDevice))
+    torch.testing.assert_close(means, expected)
+    assert [mean.data_ptr() for mean in means] == addresses
 
 
 def test_a_layer_that_is_called_twice_has_the_mean_of_its_calls():

@@ -13,7 +13,7 @@ from torch import nn
 
 from dcgan import Discriminator, Generator, Trainer, data
 from dcgan._monitor import StepMonitor
-from dcgan._optim import freeze
+from dcgan._optim import find_host_state, freeze, load_state, make_capturable
 from dcgan.latents import derive_seed
 from dcgan.losses import LOSSES
 
@@ -295,6 +295,74 @@ def test_an_overflow_of_one_network_leaves_the_other_alone():
     assert trainer.g_scaler.get_scale() == g_scale
     assert not torch.equal(weights(generator), g_before)
     trainer.check()
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_an_optimiser_that_raised_leaves_no_scale_behind(max_grad_norm):
+    """As a fused Adam does in a CUDA graph, after the scaler has left its scale on it."""
+    ours, theirs = (Trainer(*networks(), precision="fp16", max_grad_norm=max_grad_norm) for _ in range(2))
+    first, second = batches(2)
+    for trainer in (ours, theirs):
+        trainer.step(first)
+        trainer.d_scaler.update(128.0)  # below what overflows
+
+    def refuse(*_):
+        raise RuntimeError("param_groups' capturable is False")
+
+    before, trained = copy.deepcopy(ours.state_dict()), weights(theirs.discriminator)
+    handle = ours.d_optimizer.register_step_pre_hook(refuse)
+    with pytest.raises(RuntimeError, match="capturable is False"):
+        ours.step(second)
+    handle.remove()
+    ours.load_state_dict(before)  # BatchNorm has seen the batch
+    assert ours.step(second) == theirs.step(second)
+    assert torch.equal(weights(ours.generator, ours.discriminator), weights(theirs.generator, theirs.discriminator))
+    assert not torch.equal(weights(theirs.discriminator), trained)
+
+
+def on_meta(optimizer_class, **options):
+    """An optimiser of a parameter on another device than that of its state, as on a GPU."""
+    parameter = nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.ones(3)
+    optimizer = optimizer_class([parameter], lr=0.1, **options)
+    optimizer.step()
+    state = optimizer.state_dict()
+    meta = nn.Parameter(parameter.detach().to("meta"))
+    return optimizer_class([meta], lr=0.1, **options), meta, state
+
+
+def test_a_state_is_placed_where_the_optimiser_that_loads_it_needs_it():
+    _, parameter, state = on_meta(torch.optim.Adam)
+    capturable = torch.optim.Adam([parameter], lr=0.3, capturable=True)
+    load_state(capturable, state)
+    (group,), (moments,) = capturable.param_groups, capturable.state.values()
+    assert moments["step"].device == parameter.device
+    assert (group["capturable"], group["fused"], group["lr"]) == (True, None, 0.1)  # how, and not what, is its own
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        load_state(capturable, {**state, "param_groups": state["param_groups"] * 2})
+    assert not state["param_groups"][0]["capturable"]
+
+
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "RMSprop"])
+def test_counts_move_to_the_device_of_their_parameter(name):
+    optimizer, parameter, state = on_meta(getattr(torch.optim, name))
+    optimizer.load_state_dict(state)
+    assert find_host_state(optimizer) == f"{name} keeps 'step' on the host"
+    make_capturable(optimizer)
+    assert optimizer.param_groups[0]["capturable"]
+    assert {value.device for value in optimizer.state[parameter].values()} == {parameter.device}
+    assert find_host_state(optimizer) is None
+
+
+def test_optimisers_without_counts_are_left_alone():
+    sgd, _, _ = on_meta(torch.optim.SGD, momentum=0.9)
+    settings = dict(sgd.param_groups[0])
+    make_capturable(sgd)
+    assert sgd.param_groups[0] == settings
+    adagrad, _, state = on_meta(torch.optim.Adagrad)
+    adagrad.load_state_dict(state)
+    make_capturable(adagrad)
+    assert find_host_state(sgd, adagrad) == "Adagrad keeps 'step' on the host"
 
 
 # State
@@ -925,6 +993,17 @@ def test_likely_mistakes_in_batches_are_named(caplog):
     torch.manual_seed(0)
     Trainer(Generator(latent_dim=6, output="sigmoid", **TINY), Discriminator(**TINY)).step(images)
     assert "but the generator's in [0, 1]" in caplog.text
+
+
+def test_pixels_are_never_out_of_range(caplog):
+    trainer = Trainer(*networks())
+    for real in batches(3, n=32):
+        trainer.step((real * 20 + 220).to(torch.uint8))  # bright all over: as floats, [0.57, 0.88]
+    trainer.check()
+    assert not caplog.records
+    trainer.step(torch.full((32, 1, 16, 16), torch.nan))
+    with pytest.raises(FloatingPointError, match="step 3: the real images turned non-finite"):
+        trainer.check()
 
 
 def test_images_far_from_an_unknown_range_are_noticed(caplog):
