@@ -56,8 +56,8 @@ class Trainer(Generic[G, D]):
     a function of the trainer's state and the batch: its randomness, dropout and noise inside the networks included,
     comes from `(seed, steps)`, so that on a CPU a resumed run repeats the unbroken one bit for bit, with the same
     machine, number of threads and versions. On a GPU it does so up to rounding: some kernels add in no fixed order, and
-    convolutions are computed by whichever algorithm was the fastest. `torch.use_deterministic_algorithms(True)` rules
-    both out, but a graph (see `compile`) still rounds differently from the eager steps before it.
+    convolutions are computed by whichever algorithm was the fastest. `torch.use_deterministic_algorithms(True)` asks
+    for neither.
 
     The networks are any two modules, on one device: latents to images, and images to one logit each (not
     probabilities). They are trained in place. A network that is in evaluation mode as a whole is put into training
@@ -233,13 +233,6 @@ class Trainer(Generic[G, D]):
         self.steps += 1
         return metrics
 
-    def _run(self, turns: tuple[bool, bool], real: Tensor, z: Tensor) -> dict[str, Tensor]:
-        if self._cuda_graphs is None:
-            return self._train_on(turns, real, z)
-        for optimizer in (self._g_optimizer, self._d_optimizer):  # whose settings a framework may have restored
-            _optim.make_capturable(optimizer)
-        return self._cuda_graphs(turns, real, z, hyperparameters=self._hyperparameters())
-
     def _train_on(self, turns: tuple[bool, bool], real: Tensor, z: Tensor) -> dict[str, Tensor]:
         """Do what a step computes on the device, all that a CUDA graph holds."""
         train_d, train_g = turns
@@ -272,6 +265,14 @@ class Trainer(Generic[G, D]):
 
         self._monitor.record(self._step_count, real, fake, metrics, scaled=pixels.dtype == torch.uint8)
         return {name: value.detach() for name, value in metrics.items()}
+
+    def _run(self, turns: tuple[bool, bool], real: Tensor, z: Tensor) -> dict[str, Tensor]:
+        """Call `_train_on`, or replay what it launched, where steps are captured."""
+        if self._cuda_graphs is None:
+            return self._train_on(turns, real, z)
+        for optimizer in (self._g_optimizer, self._d_optimizer):  # whose settings a framework may have restored
+            _optim.make_capturable(optimizer)
+        return self._cuda_graphs(turns, real, z, hyperparameters=self._hyperparameters())
 
     def _draw_latents(self, count: int) -> Tensor:
         """Draw latents for `count` images: in several processes, this one's share of the draw for the joint batch."""
