@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples"
-TOOLS = {"features", "gallery", "image_classifier", "zoo_model"}  # which embed nothing, and take files
+TOOLS = {"features", "gallery", "image_classifier", "paper_figures", "zoo_model"}  # which embed nothing, and take files
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in TOOLS)
 LIBRARIES = {
     "accelerate_loop": "accelerate",
