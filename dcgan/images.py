@@ -252,6 +252,7 @@ def save_errors(path: Path, errors: Mapping[str, Sequence[float]]) -> None:
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     with _quiet_matplotlib(), style.context(["default", _STYLE]):
         figure = Figure(figsize=(6, 3.5), dpi=200, layout="constrained")
@@ -260,8 +261,9 @@ def save_errors(path: Path, errors: Mapping[str, Sequence[float]]) -> None:
         for name, values in errors.items():
             axes.plot(values, label=name, linewidth=1.4)
         axes.set(yscale="log", xlabel="step", ylabel="error", xlim=(0, None))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
         if len(errors) <= 8:
             axes.legend()
         canvas.draw()
