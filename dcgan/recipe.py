@@ -251,6 +251,12 @@ class Recipe:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
+    def without_paths(self) -> "Recipe":
+        """Return a copy for others, without what tells where files are on this machine: the last names remain."""
+        networks = {name: getattr(self, name) for name in ("generator", "discriminator")}
+        local = {k: Path(v).name for k, v in networks.items() if v and Path(v).expanduser().exists()}
+        return self.replace(root=None if self.root is None else Path(self.root.name), cache_dir=None, **local)
+
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `--recipe` reads."""
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}

@@ -4,6 +4,7 @@ import yaml
 
 from dcgan import Generator
 from dcgan.hub import model_card
+from dcgan.hub._card import is_licensed, rename, seal
 
 CONFIG = Generator(image_size=(16, 48), base_channels=2).config
 
@@ -39,6 +40,7 @@ def test_a_full_card_states_all_that_is_known():
         "| FID | 31.2 (50,000 samples, training split, seed 0) |",
         "```yaml\ndata: celeba\n```",
         "| `base_channels` | `2` |",
+        "```bash\npip install dcgan\n```",
         "## Licence\n\nmit",
     ):
         assert text in card
@@ -50,3 +52,22 @@ def test_a_plain_card_claims_nothing():
     assert "Not stated." in card
     for absent in ("## Metrics", "## Recipe", "trained on", "!["):
         assert absent not in card
+
+
+def test_a_card_takes_the_name_of_its_repository():
+    for name in ("runs/mine", "./mine"):
+        assert rename(seal(model_card(name, CONFIG, licence="mit")), "me/faces") == model_card(
+            "me/faces", CONFIG, licence="mit"
+        )
+    edited = seal(model_card("runs/mine", CONFIG)).replace("# runs/mine\n", "# Faces\n") + "More about runs/mine.\n"
+    renamed = rename(edited, "me/faces")
+    assert renamed.endswith("Not stated.\nMore about runs/mine.\n")
+    assert "\n# Faces\n" in renamed
+    assert 'from_pretrained("me/faces")' in renamed
+    assert rename("# Anything else\n", "me/faces") == "# Anything else\n"
+
+
+def test_a_licence_counts_where_the_hub_reads_it():
+    assert is_licensed(model_card("me/faces", CONFIG, licence="mit"))
+    for card in (model_card("me/faces", CONFIG), "", "# license: mit\n", "---\ntags: [gan]\n---\nlicense: mit\n"):
+        assert not is_licensed(card)

@@ -3,6 +3,8 @@
 import json
 import pickle
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from hub_server import OWNER, STRANGER, HubServer, client, digest
@@ -12,6 +14,9 @@ from original_networks import TutorialGenerator, randomize_batchnorm, save_state
 import dcgan
 from dcgan import Discriminator, Generator
 from dcgan.convert import convert
+from dcgan.hub import model_card
+from dcgan.hub._card import seal
+from dcgan.recipe import Recipe
 
 TINY = {"image_size": (16, 48), "channels": 1, "base_channels": 2}
 PAIR = ["config.json", "model.safetensors"]
@@ -345,6 +350,98 @@ result["given token"] = g.push_to_hub("me/fourth", token="{OWNER}")
     raised(ran.result["bad name"], ValueError, r"a/b/c")
 
 
+def run_folder(folder):
+    """Write what a run leaves behind, without training it."""
+    networks = Generator(**TINY), Discriminator(**TINY)
+    local = Recipe(data="folder", root=folder / "private", generator=str(folder), cache_dir=folder, steps=3)
+    content = files(folder, *networks) | {"recipe.yaml": local.to_yaml().encode(), "metrics.jsonl": b'{"step": 3}\n'}
+    card = seal(model_card(f"./{folder.name}", networks[0].config, licence="mit"))
+    for name, data in (content | {"README.md": card.encode(), "samples/step-000003.png": b"a picture"}).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    for name in ("state/step-000003.pt", ".lock", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("not to be published")
+    return networks
+
+
+def test_the_command_publishes_a_run_without_what_is_private(hub, tmp_path):
+    generator, discriminator = run_folder(tmp_path / "run")
+    edited = tmp_path / "edited"
+    shutil.copytree(tmp_path / "run", edited)
+    card = (edited / "README.md").read_text()
+    (edited / "README.md").write_text(card.replace("A deep", "My deep").replace("license: mit\n", ""))
+    generator.save_pretrained(tmp_path / "plain")
+    code = f"""
+from dcgan import cli
+result["codes"] = [cli.main(["push", f"{tmp_path}/{{name}}", f"me/{{name}}"]) for name in ("run", "edited", "plain")]
+result["codes"] += [cli.main(["push", "{tmp_path}/run", "me/hidden", "--private"])]
+result["loaded"] = [digest(network) for network in dcgan.from_pretrained("me/run")]
+"""
+    ran = client(hub, code, home=tmp_path / "home", HF_TOKEN=OWNER)
+    assert ran.result == {"codes": 4 * [0], "loaded": [digest(generator), digest(discriminator)]}
+    run = hub.repos["me/run"]
+    published = {".gitattributes", "README.md", "recipe.yaml", "metrics.jsonl", "samples/step-000003.png"}
+    assert run.files.keys() == published | {*PAIR, *(f"discriminator/{name}" for name in PAIR)}
+    assert run.messages == ["initial commit", "Upload with dcgan push"]
+    assert not any(str(tmp_path).encode() in content for content in run.files.values())
+    recipe = Recipe.from_yaml(run.files["recipe.yaml"].decode())
+    assert recipe == Recipe(data="folder", root=Path("private"), generator="run", steps=3)
+
+    text = run.files["README.md"].decode()
+    assert text == model_card("me/run", generator.config, licence="mit")
+    assert "Written by dcgan" not in text
+    theirs = hub.repos["me/edited"].files["README.md"].decode()
+    assert theirs == text.replace("me/run", "me/edited").replace("A deep", "My deep").replace("license: mit\n", "")
+    assert hub.repos["me/plain"].files.keys() == {".gitattributes", "README.md", *PAIR}
+    assert [hub.repos[name].private for name in ("me/run", "me/hidden")] == [False, True]
+    lines = ran.stdout.splitlines()
+    assert lines[0] == f"8 files in {hub.url}/me/run/commit/{run.refs['main']}"
+    assert [line for line in lines if "licence" in line] == 2 * [
+        "the card states no licence: add a line such as `license: mit` at the top of README.md, and push again"
+    ]
+
+
+def test_the_command_checks_all_that_it_needs_before_it_creates_anything(hub, tmp_path):
+    run_folder(tmp_path / "run")
+    for name in ("halved", "damaged"):
+        shutil.copytree(tmp_path / "run", tmp_path / name)
+    (tmp_path / "halved/discriminator/model.safetensors").unlink()
+    weights = tmp_path / "damaged/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    (tmp_path / "empty").mkdir()
+    mistakes = {
+        ("missing", "me/g"): "there is no folder missing",
+        ("empty", "me/g"): "empty has no Generator: empty/config.json is missing",
+        ("halved", "me/g"): "discriminator/model.safetensors is missing",
+        ("damaged", "me/g"): "is not a complete safetensors file",
+        ("run", "g"): "a repository has a name such as organisation/name, got 'g'",
+        ("run", "me/a/b"): "Repo id must be in the form",
+    }
+    code = f"""
+import contextlib, io
+from dcgan import cli
+os.chdir("{tmp_path}")
+def push(*arguments):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        return cli.main(["push", *arguments]), said.getvalue()
+result["mistakes"] = [push(*arguments) for arguments in {list(mistakes)}]
+os.environ["HF_TOKEN"] = "hf_wrong"
+result["wrong"] = push("run", "me/g")
+os.environ["HF_TOKEN"] = "{STRANGER}"
+result["stranger"] = push("run", "me/g")
+del os.environ["HF_TOKEN"]
+result["none"] = push("run", "me/g")
+"""
+    result = client(hub, code, home=tmp_path / "home", HF_TOKEN=OWNER).result
+    for (code, said), message in zip(result["mistakes"], mistakes.values(), strict=True):
+        assert (code, message in said) == (2, True), said
+    assert result["none"] == [2, "dcgan: publishing needs a token, but none is stored: log in with `hf auth login`\n"]
+    assert (result["wrong"][0], "me/g on the Hub refuses access with this token" in result["wrong"][1]) == (2, True)
+    assert (result["stranger"][0], "me/g on the Hub refuses access" in result["stranger"][1]) == (1, True)
+    assert hub.repos == {}
+
+
 def test_pushes_that_fail_commit_nothing(hub, tmp_path):
     Generator(latent_dim=5, **TINY).save_pretrained(tmp_path / "g")
     hub.add("me/g", {"README.md": b"# Mine"})
@@ -401,6 +498,9 @@ result["theirs"] = [digest(stock), digest(load("me/stock")), digest(load(folder)
 
 CONVERT = """
 from dcgan.convert import convert
+from dcgan.hub import model_card
+from dcgan.hub._card import seal
+from dcgan.recipe import Recipe
 
 def converted(*files, **options):
     result = convert(files, **options)

@@ -31,8 +31,8 @@ ORDER = """
     export generate _quality _build run
     bench._contender bench bench.robustness
     cli._terminal cli._migration cli._options
-    cli._bench cli._convert cli._dedup cli._features cli._generate cli._latents cli._models cli._recipes cli._train
-    cli._visualize cli __main__
+    cli._bench cli._convert cli._dedup cli._features cli._generate cli._latents cli._models cli._push cli._recipes
+    cli._train cli._visualize cli __main__
 """.split()  # noqa: SIM905 - it reads as the layers that it is
 
 

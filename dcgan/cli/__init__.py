@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the run failed; 2 something the user can correct; 128 + N 
 """
 
 import sys
+from collections.abc import Callable
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
@@ -20,6 +21,7 @@ from dcgan.cli._latents import arithmetic, project, walk
 from dcgan.cli._migration import translate
 from dcgan.cli._models import models
 from dcgan.cli._options import read_recipe_file
+from dcgan.cli._push import push
 from dcgan.cli._recipes import recipes
 from dcgan.cli._terminal import RunError, UsageError, say
 from dcgan.cli._train import train
@@ -32,9 +34,9 @@ app = App(
     error_console=Console(stderr=True),
 )
 app.command(train, config=read_recipe_file)
-for _command in (recipes, models, generate, convert, export, bench, features, dedup):
-    app.command(_command)
-for _command in (walk, arithmetic, project, visualize):
+_COMMANDS: list[Callable[..., int]] = [recipes, models, generate, walk, arithmetic, project, visualize, features, dedup]
+_COMMANDS += [convert, export, push, bench]
+for _command in _COMMANDS:
     app.command(_command)
 
 _RENAMED = {  # since 0.1

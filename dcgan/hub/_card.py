@@ -1,6 +1,7 @@
 """Model cards: the README.md of a network's repository."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,6 +54,7 @@ def model_card(
     parts = [
         f"---\n{data.to_yaml()}\n---\n# {name.removeprefix('./')}",
         f"A deep convolutional GAN of {network} for {images}{training}.",
+        _INSTALL,
         use.format(name=name),
     ]
     if picture:
@@ -79,9 +81,25 @@ def is_unchanged(text: str) -> bool:
     return comment.endswith(f" {_digest(card)} -->\n")
 
 
+def rename(card: str, name: str) -> str:
+    """Return a card under the name of a repository, in title and example, without the comment of `seal`."""
+    card = re.sub(r"\n<!-- Written by dcgan, .* -->\n", "", card)
+    if not (example := re.search(r'from_pretrained\("([^"]+)"\)', card)):
+        return card
+    card = card.replace(example[0], f'from_pretrained("{name}")')
+    return card.replace(f"\n# {example[1].removeprefix('./')}\n", f"\n# {name}\n", 1)
+
+
+def is_licensed(card: str) -> bool:
+    """Whether the data at the top of a card state a licence."""
+    return bool(re.match(r"---\n(?:(?!---).*\n)*?license: *\w", card))
+
+
 def _digest(card: str) -> str:
     return hashlib.sha256(card.encode()).hexdigest()[:16]
 
+
+_INSTALL = "```bash\npip install dcgan\n```"
 
 _USE = """```python
 from dcgan import Generator

@@ -1,6 +1,6 @@
-"""Downloads from the Hugging Face Hub, and its client's errors as built-in exceptions."""
+"""Downloads from the Hugging Face Hub and uploads to it, and its client's errors as built-in exceptions."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,42 @@ def download_weights(repo_id: str, name: str | None, revision: str | None) -> tu
         files = [chosen[0], *({"config.json"} & set(existing))]
         paths = [Path(hf_hub_download(repo_id, path, revision=commit, **IDENTITY)) for path in files]
         return paths[0], commit
+
+
+def expect_access(repo_id: str) -> None:
+    """Check that a repository's name is valid and that the Hub accepts the stored token.
+
+    Raises:
+        PermissionError: If there is no token, or the Hub refuses it.
+        OSError: If the Hub cannot be reached.
+        ValueError: If the name is not valid.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not in __all__
+
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"a repository has a name such as organisation/name, got {repo_id!r}")
+    if get_token() is None:
+        raise PermissionError("publishing needs a token, but none is stored: log in with `hf auth login`")
+    with translate_hub_errors(repo_id, None):
+        HfApi(**IDENTITY).whoami()
+
+
+def push_files(repo_id: str, files: Mapping[str, bytes], *, private: bool) -> str:
+    """Commit files, by their paths, to a repository that is created if needed; return the commit's URL.
+
+    Raises:
+        PermissionError: If the token does not allow this.
+        OSError: If the upload fails.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi(**IDENTITY)
+    with translate_hub_errors(repo_id, None):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+        return str(api.create_commit(repo_id, operations, commit_message="Upload with dcgan push").commit_url)
 
 
 @contextmanager
