@@ -93,7 +93,7 @@ def test_places_to_change_are_where_the_guide_says():
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("command", ["train", "generate", "convert", "export", "bench"])
+@pytest.mark.parametrize("command", ["train", "generate", "convert", "export", "push", "bench"])
 def test_every_option_is_documented(command):
     from dcgan.cli import app
 
