@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from dcgan._choices import Precision
-from dcgan._labelled import LabelledName
+from dcgan._labelled import LabelledImages, LabelledName
 from dcgan.cli._options import COUNT, FLAG, NATURAL
 from dcgan.cli._terminal import UsageError, exit_on_error, log_above_progress_bar, progress_bar, say, say_table
 
@@ -77,14 +78,9 @@ def features(
         device: Device to compute on, such as cpu, cuda or mps; auto picks the best one available.
     """
     with exit_on_error():
-        paths = [out / "results.json"] + ([out / "nearest.png"] if nearest else [])
-        if (existing := next((path for path in paths if path.exists()), None)) and not force:
-            raise UsageError(f"{existing} exists: --force overwrites it")
-        if out.is_file():
-            raise UsageError(f"--out must be a folder, but {out} is a file")
+        _expect_new(out, ["results.json", *(["nearest.png"] if nearest else [])], force=force)
 
         from dcgan._build import select_device
-        from dcgan._labelled import load_labelled
         from dcgan.data import cache_folder
         from dcgan.images import VALUE_RANGES, from_uint8
         from dcgan.models import Discriminator
@@ -92,30 +88,22 @@ def features(
         discriminator = Discriminator.from_pretrained(model, device=select_device(device)).float()
         generator = _load_generator(model, discriminator)
         name: LabelledName = data or ("digits" if root is None else "folder")
-        options: dict[str, Any] = {"root": root, "seed": seed, "skip_bad": skip_bad}
-        options |= {"image_size": discriminator.config["image_size"], "channels": discriminator.config["channels"]}
-        options |= {"cache": cache, "cache_dir": cache_dir}
-        with log_above_progress_bar(), progress_bar("decoding", "img") as progress:
-            train = load_labelled(name, "train", number=number, progress=progress, **options)
-        with log_above_progress_bar(), progress_bar("decoding", "img") as progress:
-            test = load_labelled(name, "test", number=test_number, progress=progress, **options)
-        shape = "x".join(str(train.images.shape[side]) for side in (2, 3, 1))
-        counts = f"{len(train.labels):,} training and {len(test.labels):,} test images {shape}"
-        say(f"data      {name}: {counts}, {len(set(train.labels.tolist()))} classes")
+        options = {"root": root, "seed": seed, "skip_bad": skip_bad, "cache": cache, "cache_dir": cache_dir}
+        train, test = _load_images(name, number, test_number, discriminator.config, options)
+        samples = _sample(generator, nearest, seed, train.images)
+        parts = [train.images, test.images, samples]
 
-        kept = cache_folder() if cache_dir is None else cache_dir.expanduser()
+        folder = (cache_folder() if cache_dir is None else cache_dir.expanduser()) if cache else None
         values = VALUE_RANGES["tanh" if generator is None else generator.config["output"]]
-        pool = _Pooling(grid, precision, values, batch_size, kept if cache else None)
+        pool = _Pooling(grid, precision, values, batch_size, folder)
         frozen = train.images if batchnorm == "training" else None
+        pixels = [from_uint8(part).flatten(1) for part in parts]
         protocol = {"per_class": per_class, "draws": draws, "validation": validation, "seed": seed}
-        results = {}
-        pixels = [from_uint8(part.images).flatten(1) for part in (train, test)]
-        results["pixels"] = _classify("pixels", pixels, train.labels, test.labels, protocol)
+        results = {"pixels": _classify("pixels", pixels, train.labels, test.labels, protocol)}
         # The running statistics of a new network are of no image: only training images can normalise it.
-        random = _random_network(discriminator, seed)
-        pooled = [pool("random network", random, part.images, train.images) for part in (train, test)]
+        pooled = pool("random network", _random_network(discriminator, seed), parts[:2], train.images)
         results["random network"] = _classify("random network", pooled, train.labels, test.labels, protocol)
-        pooled = [pool(model, discriminator, part.images, frozen) for part in (train, test)]
+        pooled = pool(model, discriminator, parts, frozen)
         results[model] = _classify(model, pooled, train.labels, test.labels, protocol)
         _say_results(results, protocol)
 
@@ -126,20 +114,50 @@ def features(
         from dcgan._files import atomic_write
 
         out.mkdir(parents=True, exist_ok=True)
-        if generator is not None and nearest:
-            record["distances"] = _find_nearest(
-                generator,
-                lambda images: pool(model, discriminator, images, frozen),
-                {"pixels": pixels, "features": pooled},
-                train.images,
-                out / "nearest.png",
-                nearest,
-                seed,
-            )
+        if len(samples):
+            spaces = {"pixels": pixels, "features": pooled}
+            record["distances"] = _compare_samples(spaces)
+            _draw_nearest(out / "nearest.png", samples[:nearest], train.images, spaces)
         with atomic_write(out / "results.json") as file:
             file.write(f"{json.dumps(record, indent=1)}\n".encode())
     say(f"written to {out}")
     return 0
+
+
+def _expect_new(folder: Path, names: list[str], *, force: bool) -> None:
+    if folder.is_file():
+        raise UsageError(f"--out must be a folder, but {folder} is a file")
+    if (existing := next((folder / name for name in names if (folder / name).exists()), None)) and not force:
+        raise UsageError(f"{existing} exists: --force overwrites it")
+
+
+def _load_images(
+    name: LabelledName,
+    number: int | None,
+    test_number: int | None,
+    config: dict[str, Any],
+    options: dict[str, Any],
+) -> list[LabelledImages]:
+    from dcgan._labelled import load_labelled
+
+    options = options | {"image_size": config["image_size"], "channels": config["channels"]}
+    splits: list[LabelledImages] = []
+    for split, count in (("train", number), ("test", test_number)):
+        with log_above_progress_bar(), progress_bar("decoding", "img") as progress:
+            splits.append(load_labelled(name, split, number=count, progress=progress, **options))  # type: ignore[arg-type]
+    train, test = splits
+    shape = "x".join(str(train.images.shape[side]) for side in (2, 3, 1))
+    sizes = f"{len(train.labels):,} training and {len(test.labels):,} test images {shape}"
+    say(f"data      {name}: {sizes}, {len(set(train.labels.tolist()))} classes")
+    return splits
+
+
+def _sample(generator: "Generator | None", nearest: int, seed: int, like: "Tensor") -> "Tensor":
+    from dcgan.generate import sample_uint8
+
+    if generator is None or not nearest:
+        return like[:0]
+    return sample_uint8(generator, max(nearest, _COMPARED), seed=seed).cpu()
 
 
 def _load_generator(model: str, discriminator: "Discriminator") -> "Generator | None":
@@ -172,23 +190,25 @@ class _Pooling:
     batch_size: int
     folder: Path | None
 
-    def __call__(self, label: str, network: "nn.Module", images: "Tensor", statistics: "Tensor | None") -> "Tensor":
+    def __call__(
+        self, label: str, network: "nn.Module", parts: "Sequence[Tensor]", statistics: "Tensor | None"
+    ) -> "Sequence[Tensor]":
         import numpy as np
         import torch
 
         from dcgan._files import atomic_write
 
-        path = None
-        if self.folder is not None:
-            path = self.folder / f"features-{self._key(network, images, statistics)}.npy"
-            if path.exists():
-                return torch.from_numpy(np.load(path))
+        images, counts = torch.cat(list(parts)), [len(part) for part in parts]
+        if self.folder is None:
+            return torch.split(self._compute(label, network, images, statistics), counts)
+        path = self.folder / f"features-{self._key(network, images, statistics)}.npy"
+        if path.exists():
+            return torch.split(torch.from_numpy(np.load(path)), counts)
         pooled = self._compute(label, network, images, statistics)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path, durable=False) as file:
-                np.save(file, pooled.numpy())
-        return pooled
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, durable=False) as file:
+            np.save(file, pooled.numpy())
+        return torch.split(pooled, counts)
 
     def _compute(self, label: str, network: "nn.Module", images: "Tensor", statistics: "Tensor | None") -> "Tensor":
         from dcgan.features import pooled_features
@@ -217,11 +237,11 @@ class _Pooling:
 
 
 def _classify(
-    label: str, pooled: "list[Tensor]", labels: "Tensor", test_labels: "Tensor", protocol: dict[str, Any]
+    label: str, pooled: "Sequence[Tensor]", labels: "Tensor", test_labels: "Tensor", protocol: dict[str, Any]
 ) -> dict[str, Any]:
     from dcgan.features import classify_by_neighbor, linear_probe
 
-    train, test = pooled
+    train, test = pooled[:2]
     with progress_bar(f"classifying by {label}", "fit") as progress:
         tried = min(10, protocol["draws"])
         found = linear_probe(train, labels, test, test_labels, validation_draws=tried, progress=progress, **protocol)
@@ -246,35 +266,30 @@ def _say_results(results: dict[str, dict[str, Any]], protocol: dict[str, Any]) -
         say(f"mean ± 1.96 standard deviations of {protocol['draws']} draws of {protocol['per_class']} images per class")
 
 
-def _find_nearest(
-    generator: "Generator",
-    pool: "Any",
-    references: "dict[str, list[Tensor]]",
-    images: "Tensor",
-    path: Path,
-    number: int,
-    seed: int,
-) -> dict[str, dict[str, float]]:
-    """Draw the training images nearest to some samples; return how far more samples, and test images, are from them."""
+def _compare_samples(spaces: "dict[str, Sequence[Tensor]]") -> dict[str, dict[str, float]]:
+    """Return how far samples, and test images, are from the nearest training image: the medians."""
+    from dcgan.features import nearest_neighbors
+
+    medians = {}
+    for space, (train, test, samples) in spaces.items():
+        parts = {"samples": samples[:_COMPARED], "test images": test[:_COMPARED]}
+        medians[space] = {name: nearest_neighbors(part, train)[0].median().item() for name, part in parts.items()}
+        figures = ", ".join(f"{distance:.3g} for {name}" for name, distance in medians[space].items())
+        say(f"median distance to the nearest training image, in {space}: {figures}")
+    return medians
+
+
+def _draw_nearest(path: Path, samples: "Tensor", images: "Tensor", spaces: "dict[str, Sequence[Tensor]]") -> None:
+    """Draw samples, one a row, each with the training images nearest to it in each of the spaces."""
     import torch
 
     from dcgan.features import nearest_neighbors
-    from dcgan.generate import sample_uint8
-    from dcgan.images import from_uint8, grid, save_png
+    from dcgan.images import grid, save_png
 
-    samples = sample_uint8(generator, max(number, _COMPARED), seed=seed).cpu()
-    vectors = {"pixels": from_uint8(samples).flatten(1), "features": pool(samples)}
-    parts, distances = [grid(samples[:number], columns=1)], {}
-    for space, (train, test) in references.items():
-        near, indices = nearest_neighbors(vectors[space], train, k=min(_NEIGHBORS, len(train)))
-        others, _ = nearest_neighbors(test[:_COMPARED], train)
-        distances[space] = {"samples": near[:, 0].median().item(), "test": others[:, 0].median().item()}
-        parts += [
-            torch.full_like(parts[0][:, :, :_GAP], 255),
-            grid(images[indices[:number].flatten()], columns=near.shape[1]),
-        ]
+    parts = [grid(samples, columns=1)]
+    for train, _, vectors in spaces.values():
+        count = min(_NEIGHBORS, len(train))
+        _, indices = nearest_neighbors(vectors[: len(samples)], train, k=count)
+        gap = torch.full_like(parts[0][:, :, :_GAP], 255)
+        parts += [gap, grid(images[indices.flatten()], columns=count)]
     save_png(path, torch.cat(parts, 2))
-    for space, median in distances.items():
-        figures = f"{median['samples']:.3g} for samples, {median['test']:.3g} for test images"
-        say(f"median distance to the nearest training image, in {space}: {figures}")
-    return distances
