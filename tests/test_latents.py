@@ -313,9 +313,9 @@ def test_a_walk_is_drawn_a_row_for_each_stretch_or_as_a_strip(small, capsys):
     assert_same_picture(rows[0], expected_pixels(small, path[:5]))
     assert_same_picture(rows[1], expected_pixels(small, path[4:]))
     assert "strip.png: 9 images, through 3" in dcgan(
-        capsys, "walk", small, "--points", 3, "--steps", 4, "--strip", "--out", "strip.png"
+        capsys, "walk", small, "--points", 3, "--steps", 4, "--strip", "--out", "deep/strip.png"
     )
-    assert_same_picture(cells("strip.png", 1, 9)[0], expected_pixels(small, path))
+    assert_same_picture(cells("deep/strip.png", 1, 9)[0], expected_pixels(small, path))
 
 
 def test_a_walk_goes_through_chosen_images_in_a_line_if_asked(small, capsys):
@@ -345,9 +345,9 @@ def test_a_direction_is_applied_to_each_image_from_its_opposite_on(small, capsys
 def test_an_animation_goes_there_and_back(small, capsys, suffix):
     if suffix == "mp4":
         pytest.importorskip("av")
-    dcgan(capsys, "walk", small, "--points", 2, "--steps", 3, "--out", f"walk.{suffix}")
+    dcgan(capsys, "walk", small, "--points", 2, "--steps", 3, "--out", f"deep/walk.{suffix}")
     if suffix == "gif":
-        with Image.open("walk.gif") as animation:
+        with Image.open("deep/walk.gif") as animation:
             frames = []
             for index in range(animation.n_frames):
                 animation.seek(index)
@@ -355,7 +355,7 @@ def test_an_animation_goes_there_and_back(small, capsys, suffix):
     else:
         import av
 
-        with av.open("walk.mp4") as video:
+        with av.open("deep/walk.mp4") as video:
             frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(video=0)]
     path = walk(seeded_latents(2, 8, seed=0), 3)
     expected = expected_pixels(small, path[[0, 1, 2, 3, 2, 1]])

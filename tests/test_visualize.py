@@ -442,6 +442,7 @@ def seeded(*indices):
         ("features MODEL --stage 2x3", "--stage must be one of 8x12, 4x6, got '2x3'"),
         ("features MODEL --feature 8 -n 9", "--feature must be from 0 to 7 at stage 4x6, got 8"),
         ("features MODEL -n 5", "--patches 6 needs as many images, got 5"),
+        ("features MODEL --root broken", "broken/a.jpg is not in a supported format"),
         ("features MODEL --root nowhere", "root must be a folder of images, got nowhere, which does not exist"),
         (
             "dropout MODEL --marks nothing",
@@ -458,6 +459,8 @@ def seeded(*indices):
 def test_mistakes_are_named(small, tmp_path, capsys, arguments, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "large").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/a.jpg").write_text("these are words")
     Image.new("L", (4, 4)).save(tmp_path / "large/000001.png")
     (tmp_path / "words.csv").write_text("index,left\n1,two\n")
     (tmp_path / "head.csv").write_text("index,left,top,right,bottom\n")

@@ -82,9 +82,9 @@ def walk(
         pixels = images.enlarge(_draw(generator, path.flatten(0, 1)), _SIDE)
         if out.suffix == ".png" and rows == 1 and not strip:
             pixels = torch.cat([pixels[start : start + steps + 1] for start in range(0, columns - 1, steps)])
-            images.save_png(out, images.grid(pixels, columns=steps + 1))
+            save_picture(out, images.grid(pixels, columns=steps + 1))
         elif out.suffix == ".png":
-            images.save_png(out, images.grid(pixels, columns=columns))
+            save_picture(out, images.grid(pixels, columns=columns))
         else:
             moments = rearrange(pixels, "(rows columns) k h w -> columns rows k h w", rows=rows)
             frames = torch.stack([images.grid(moment, gap=0) for moment in moments])
@@ -126,12 +126,12 @@ def arithmetic(
         groups = [(sign, text.split(","), _read_latents(generator, text, seed)) for sign, text in terms]
     with exit_on_error(running=True):
         if groups:
-            images.save_png(out, _draw_arithmetic(generator, groups))
+            save_picture(out, _draw_arithmetic(generator, groups))
             say(f"{out}: {' '.join(f'{sign} {len(names)}' for sign, names, _ in groups)} images")
             return 0
         sheet = _draw(generator, _read_latents(generator, _first(number), seed))
         captions = [str(index) for index in range(number)]
-        images.save_png(out, images.grid(images.caption(images.enlarge(sheet, _SIDE), captions)))
+        save_picture(out, images.grid(images.caption(images.enlarge(sheet, _SIDE), captions)))
     say(f"{out}: images 0 to {number - 1} of seed {seed}; next, with numbers of your choice:")
     say(f'  dcgan arithmetic {model} "0,1,2 - 3,4,5 + 6,7,8" --out result.png')
     return 0
@@ -211,6 +211,14 @@ def load_generator(model: str, device: str) -> "Generator":
     from dcgan.models import Generator
 
     return Generator.from_pretrained(model, device=select_device(device))
+
+
+def save_picture(path: Path, picture: "Tensor") -> None:
+    """Write a uint8 image `(K, H, W)` as a PNG, in a new folder if need be."""
+    from dcgan import images
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images.save_png(path, picture)
 
 
 def _first(n: int) -> str:
@@ -296,6 +304,7 @@ def _draw_arithmetic(generator: "Generator", groups: list[tuple[str, list[str], 
 def _save_loop(path: Path, frames: "Tensor") -> None:
     from dcgan import images
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gif":
         images.save_gif(path, frames, seconds=1 / _FRAMES_PER_SECOND, last=1 / _FRAMES_PER_SECOND)
     else:

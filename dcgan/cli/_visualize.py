@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 
 from dcgan._allocator import keep_memory
 from dcgan._choices import DatasetName
-from dcgan.cli._latents import expect_new_file, load_generator
+from dcgan.cli._latents import expect_new_file, load_generator, save_picture
 from dcgan.cli._options import COUNT, FLAG, NATURAL, WORDS
 from dcgan.cli._terminal import UsageError, exit_on_error, say
 
@@ -53,7 +53,7 @@ def filters(
         for name, network in networks.items():
             pictures = images.enlarge(images.to_uint8(first_layer_filters(network)), 24)
             blocks.append(_title(images.grid(pictures), name))
-        images.save_png(out, _side_by_side(blocks))
+        save_picture(out, _side_by_side(blocks))
     say(f"{out}: {len(pictures)} filters")
     return 0
 
@@ -120,9 +120,8 @@ def features(
             _title(_draw_responses(Stage(network, name), batches, chosen, patches), f"{label}, {name}")
             for label, network in networks.items()
         ]
-        from dcgan import images
 
-        images.save_png(out, _side_by_side(blocks))
+        save_picture(out, _side_by_side(blocks))
     say(f"{out}: features {', '.join(map(str, feature))} of {width} at stage {name}, over {len(pixels)} images")
     return 0
 
@@ -183,7 +182,7 @@ def dropout(
         before = _sample(generator, number, seed, start)
         with drop_features(layer, dropped):
             after = _sample(generator, number, seed, start)
-        images.save_png(out, images.grid(images.enlarge(torch.cat([before, after]), 64), columns=number))
+        save_picture(out, images.grid(images.enlarge(torch.cat([before, after]), 64), columns=number))
     say(f"{out}: images {start} to {start + number - 1} of seed {seed}")
     say(f"{int(dropped.sum())} of {len(dropped)} features of stage {name} dropped, by marks on {len(indices)} images")
     return 0
@@ -210,7 +209,11 @@ def _load_data(discriminator: "Discriminator", name: DatasetName, root: Path | N
 
     size, channels = sides(discriminator.config), discriminator.config["channels"]
     images = data.load(name, root=root, image_size=size, channels=channels, cache=False)  # to decode only what is drawn
-    return images.batch(np.arange(min(number, len(images))))
+    try:
+        return images.batch(np.arange(min(number, len(images))))
+    except data.BadImages as error:
+        file, reason = error.failures[0]
+        raise UsageError(f"{file} {reason}") from error
 
 
 def _batches(network: "nn.Module", pixels: "Tensor") -> "list[Tensor]":
