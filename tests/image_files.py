@@ -1,5 +1,6 @@
 """Image files for tests: what to write, and what to read back."""
 
+import contextlib
 import io
 import os
 import struct
@@ -52,6 +53,20 @@ def python(script, *arguments):
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """Give up the rights of root for a while, which no permission of a file would stop."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("Unix only")
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
 
 
 def real(path):

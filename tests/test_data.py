@@ -43,6 +43,7 @@ pytestmark = pytest.mark.usefixtures("offline")
         ({"name": "digits", "channels": 2}, ValueError, "channels must be 1 .* got 2"),
         ({"name": "digits", "resize": "pad"}, ValueError, "resize must be one of crop, squash, got 'pad'"),
         ({"name": "digits", "workers": -1}, ValueError, "workers must be at least 0, got -1"),
+        ({"name": "digits", "max_pixels": 0}, ValueError, "max_pixels must be at least 1, got 0"),
         (
             {"name": "digits", "classes": ["one"]},
             ValueError,

@@ -1,5 +1,6 @@
 """Decoding: image files of every format, mode and orientation in, exact pixels out."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +185,70 @@ def test_any_size_fits_any_size(height, width, tall, wide, resize):
     item = np.full((height, width), 77, np.uint8)
     decode = Decoder(_sources.open_source("digits", Path()), (tall, wide), 1, resize)._decode
     assert np.array_equal(decode(item), np.full((tall, wide, 1), 77))
+
+
+def test_an_image_above_the_limit_is_refused_until_the_limit_is_raised(tmp_path):
+    root = tmp_path / "a"
+    root.mkdir()
+    Image.fromarray(noise(16, 16)).save(root / "a.png")
+    expected = decoded(root, 16)
+    for cache in (True, False):
+        images = data.load("folder", root=root, image_size=16, max_pixels=256, cache=cache)
+        assert np.array_equal(images.batch(np.array([0]))[0].permute(1, 2, 0), expected)
+        with pytest.raises(data.BadImages) as caught:
+            data.load("folder", root=root, image_size=16, max_pixels=255, cache=cache).batch(np.array([0]))
+        assert caught.value.failures[0][1] == (
+            "has 256 pixels (16x16), more than 255, the limit against files that fill the memory: to read it "
+            "nevertheless, set max_pixels to 256"
+        )
+
+
+def test_the_default_limit_is_that_of_pillow(tmp_path, monkeypatch):
+    Image.fromarray(noise(16, 16)).save(tmp_path / "a.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of which Pillow itself opens twice as many
+        with pytest.raises(data.BadImages, match=r"has 256 pixels \(16x16\), more than 100, .* set max_pixels to 256"):
+            decoded(tmp_path, 8)
+        images = data.load("folder", root=tmp_path, image_size=8, max_pixels=256, cache=False, workers=2)
+        assert images.batch(np.array([0, 0, 0, 0])).shape == (4, 3, 8, 8)
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+        assert decoded(tmp_path, 8).shape == (8, 8, 3)
+
+
+def test_of_a_jpeg_the_size_in_memory_counts(tmp_path):
+    Image.fromarray(noise(64, 64)).save(tmp_path / "a.jpg")
+    arguments = {"name": "folder", "root": tmp_path, "image_size": 4, "cache": False}  # 8x8 is enough for that
+    assert data.load(**arguments, max_pixels=64).batch(np.array([0])).shape == (1, 3, 4, 4)
+    with pytest.raises(data.BadImages, match=r"has 4096 pixels \(64x64\), more than 63, .* set max_pixels to 4096"):
+        data.load(**arguments, max_pixels=63).batch(np.array([0]))
+    Image.fromarray(noise(64, 64)).save(tmp_path / "a.jpg", progressive=True)  # kept in memory whole
+    with pytest.raises(data.BadImages, match="has 4096 pixels"):
+        data.load(**arguments, max_pixels=4095).batch(np.array([0]))
+    assert data.load(**arguments, max_pixels=4096).batch(np.array([0])).shape == (1, 3, 4, 4)
+
+
+def test_a_photograph_of_108_megapixels_can_be_read(tmp_path):
+    Image.new("1", (12000, 9000), 1).save(tmp_path / "a.png")
+    Image.new("L", (12000, 9000), 255).save(tmp_path / "b.jpg")
+    arguments = {"name": "folder", "root": tmp_path, "image_size": 8, "channels": 1, "cache_dir": tmp_path / "cache"}
+    with pytest.raises(data.BadImages, match=r"^1 .*\n.*a.png: has 108000000 pixels .* set max_pixels to 108000000$"):
+        data.load(**arguments)
+    images = data.load(**arguments, max_pixels=108_000_000)
+    assert (images.batch(np.arange(2)) == 255).all()
+
+
+def test_the_limit_applies_to_images_of_pillow_too():
+    with pytest.raises(data.BadImages, match=r"list\[0\]: has 64 pixels"):
+        data.from_dataset([Image.new("RGB", (8, 8))], max_pixels=63)
+    assert len(data.from_dataset([Image.new("RGB", (8, 8))], max_pixels=64)) == 1
+
+
+def test_faults_of_the_machine_name_the_file(tmp_path, monkeypatch):
+    Image.fromarray(noise(16, 16)).save(tmp_path / "a.png")
+
+    def broken(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(OSError, match=r"Input/output error: '.*a\.png'"):
+        decoded(tmp_path, 8)

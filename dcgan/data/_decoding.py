@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import re
 import struct
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +20,7 @@ from dcgan.data._formats import HEIF_REMEDY, formats_of
 from dcgan.data._sources import UnreadableImage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from PIL.Image import Image as PilImage
-    from PIL.ImageFile import ImageFile
 
     from dcgan._choices import Resize
     from dcgan.data._sources import Item, Source
@@ -38,7 +33,6 @@ MACHINE_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 # Unreadable metadata do not matter to readable pixels.
 _METADATA_ERRORS = (SyntaxError, ValueError, KeyError, TypeError, struct.error)
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-_PILLOW_LIMIT_LOCK = threading.Lock()
 
 
 class Decoded(NamedTuple):
@@ -94,6 +88,7 @@ class Decoder:
     def _decode(self, item: Item) -> np.ndarray:
         from PIL import Image, UnidentifiedImageError
 
+        path = item if isinstance(item, str) else None
         try:
             if isinstance(item, np.ndarray):
                 return self._resize(_convert_mode(Image.fromarray(np.ascontiguousarray(item)), self.channels))
@@ -101,27 +96,25 @@ class Decoder:
                 image = item.copy()  # the dataset may hold the original, which another thread may be reading
                 _load_upright(image, 2 * max(self.image_size), self.max_pixels)
                 return self._resize(_convert_mode(image, self.channels))
-            path = item if isinstance(item, str) else None
             if path is not None and not Path(path).is_file():
                 # Checked first, since opening a named pipe would block forever.
                 raise ValueError("is not a file")  # noqa: TRY301 - for the last handler below
             # Read at once: each of Pillow's many small reads would release the interpreter's lock.
             encoded = item if isinstance(item, bytes) else Path(item).read_bytes()
-            with _open_image(encoded, path, self.max_pixels) as image:
+            with _open_image(encoded, path) as image:
                 _load_upright(image, 2 * max(self.image_size), self.max_pixels)
                 return self._resize(_convert_mode(image, self.channels))
         except UnidentifiedImageError as error:
             raise UnreadableImage(_describe_unidentified(encoded)) from error
-        except Image.DecompressionBombError as error:
-            pixels = re.search(r"\d+", str(error))
-            raise UnreadableImage(_too_large(int(pixels[0]), self.max_pixels) if pixels else str(error)) from error
         except MemoryError:
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
+                error.filename = error.filename or path  # the error of a bad sector has none
                 raise
             # Damaged files make Pillow raise OSError, SyntaxError, struct.error, zlib.error and more.
-            raise UnreadableImage(getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise UnreadableImage(" ".join(reason.split())) from error
 
     def _resize(self, image: PilImage) -> np.ndarray:
         """Resample to `(H, W, K)`, antialiased where it shrinks and smooth where it grows."""
@@ -153,25 +146,22 @@ def natural_shape(image: np.ndarray | PilImage) -> tuple[int, int, int]:
     return height, width, 1 if grey else 4 if image.mode in {"RGBA", "RGBa"} else 3
 
 
-def _open_image(encoded: bytes, path: str | None, max_pixels: int | None) -> ImageFile:
-    """Read the header of an encoded image."""
-    from PIL import Image
+def _open_image(encoded: bytes, path: str | None) -> PilImage:
+    """Read the header of an encoded image, of any size, which `_load_upright` limits.
 
-    with contextlib.nullcontext() if max_pixels is None else _set_pillow_limit(max_pixels):
-        return Image.open(io.BytesIO(encoded), formats=formats_of(path))
+    `Image.open` has a limit for the whole process, warns of larger images and refuses those twice as large: what is
+    read would depend on warning filters, and a JPEG be refused for pixels that need not be decoded.
+    """
+    from PIL import Image, UnidentifiedImageError
 
-
-@contextlib.contextmanager
-def _set_pillow_limit(max_pixels: int) -> Iterator[None]:
-    # `Image.open` refuses twice its limit, which belongs to the whole process: one thread at a time, and not for long.
-    from PIL import Image
-
-    with _PILLOW_LIMIT_LOCK:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+    Image.init()
+    for name in formats_of(path):
+        open_header, accept = Image.OPEN[name]
+        accepted = accept is None or accept(encoded[:16])
+        if accepted and not isinstance(accepted, str):  # the text of a warning
+            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
+                return open_header(io.BytesIO(encoded), "")
+    raise UnidentifiedImageError
 
 
 def _load_upright(image: PilImage, min_side: int, max_pixels: int | None) -> None:
@@ -180,25 +170,17 @@ def _load_upright(image: PilImage, min_side: int, max_pixels: int | None) -> Non
 
     width, height = image.size
     image.draft(None, (min_side, min_side))  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size
-    # Only then does its size count, as it is in memory; but all coefficients of a progressive JPEG are kept there.
-    decoded = width * height if "progressive" in image.info else image.width * image.height
+    # The size in memory counts, where all of a progressive JPEG is kept.
+    in_memory = width * height if "progressive" in image.info else image.width * image.height
     limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
-    if limit is not None and decoded > limit:
-        # Pillow only warns up to twice its limit; what is read must not depend on warning filters.
-        raise ValueError(_too_large(width * height, max_pixels, f" ({width}x{height})"))
+    if limit is not None and in_memory > limit:
+        raise ValueError(
+            f"has {width * height} pixels ({width}x{height}), more than {limit}, the limit against files that fill the "
+            f"memory: to read it nevertheless, set max_pixels to {width * height}"
+        )
     image.load()
     with contextlib.suppress(*_METADATA_ERRORS):
         ImageOps.exif_transpose(image, in_place=True)
-
-
-def _too_large(pixels: int, max_pixels: int | None, sides: str = "") -> str:
-    from PIL import Image
-
-    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
-    return (
-        f"has {pixels} pixels{sides}, more than {limit}, the limit against files that fill the memory: to read it "
-        f"nevertheless, set max_pixels to {pixels}"
-    )
 
 
 def _describe_unidentified(encoded: bytes) -> str:

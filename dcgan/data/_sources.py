@@ -249,7 +249,7 @@ def _expect_folder(root: Path, *, must_exist: bool) -> None:
     try:
         is_folder = stat.S_ISDIR(root.stat().st_mode)
     except PermissionError as error:
-        raise rephrase(error, f"root cannot be read: {error.strerror}: {root}") from error
+        raise rephrase(error, f"root {root} cannot be read: {error.strerror}") from error
     except OSError as error:
         if must_exist:
             reason = (
