@@ -130,6 +130,22 @@ def test_features_come_from_any_module_and_any_function():
     torch.testing.assert_close(pooled_features(sequence, images), first)
 
 
+@pytest.mark.gpu
+def test_features_are_computed_where_the_network_is_and_returned_where_the_images_are():
+    network, images = Discriminator(image_size=32, base_channels=8), torch.rand(300, 3, 32, 32) * 2 - 1
+    expected = pooled_features(network, images, batchnorm_images=images)
+    network.cuda()
+    torch.testing.assert_close(
+        pooled_features(network, images, batchnorm_images=images), expected, rtol=1e-2, atol=1e-2
+    )
+    half = pooled_features(network, images.cuda(), batchnorm_images=images.cuda(), precision="bf16")
+    assert half.is_cuda
+    torch.testing.assert_close(half.cpu(), expected, rtol=0.1, atol=0.1)
+    distances, indices = nearest_neighbors(half, half)
+    assert indices[:, 0].tolist() == list(range(300))
+    assert distances.max() == 0
+
+
 def test_progress_counts_images():
     calls = []
     network = Discriminator(image_size=16, base_channels=2)
