@@ -1,7 +1,7 @@
 """What the trainer chooses for each kind of device: right before fast.
 
-Only CPUs and CUDA devices (which include AMD's) have been measured. Numbers are those of PyTorch's issues and pull
-requests.
+Only CPUs have been measured. The choices for CUDA devices, which include AMD's, follow PyTorch's documentation and have
+never run. Numbers are those of PyTorch's issues and pull requests.
 """
 
 from typing import NamedTuple
