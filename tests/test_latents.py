@@ -410,6 +410,14 @@ def test_real_images_are_projected_and_walked_between(real_data, capsys):
     assert_same_picture(cells("walk.png", 1, 3, 64, 64)[0, ::2], drawn)
 
 
+def test_files_of_one_name_are_told_apart(small, tmp_path, capsys):
+    for folder, level in (("a", 50), ("b", 200)):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (24, 16), (level,) * 3).save(tmp_path / folder / "same.png")
+    arguments = ["project", small, "a/same.png", "b/same.png", "--steps", 3, "--starts", 1]
+    assert re.findall(r"\S+/same.png", dcgan(capsys, *arguments)) == ["a/same.png", "b/same.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

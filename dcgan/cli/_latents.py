@@ -184,6 +184,8 @@ def project(
         drawn = images.to_uint8(result.images, value_range).cpu()
         images.save_png(pairs, images.grid(images.enlarge(torch.cat([pixels, drawn]), _SIDE), columns=len(files)))
         shown = [path.name for path in files]
+        if len(set(shown)) < len(shown):
+            shown = [str(path) for path in files]
         images.save_errors(errors, dict(zip(shown, result.errors.T.tolist(), strict=True)))
         with found.open("wb") as file:
             np.save(file, result.z.cpu().numpy())

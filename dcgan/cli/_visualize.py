@@ -85,7 +85,7 @@ def features(
         patches: Number of patches for each feature.
         data: Dataset to find the patches in, by default samples of the model itself; folder if --root is given.
         root: Folder that holds the dataset, or the folder of images.
-        number: Number of images to look at, the first ones of the dataset or of the seed.
+        number: Number of images to look at: the first ones of the seed, or some spread over the dataset.
         out: Picture to write, a .png.
         seed: Seed of the samples.
         force: Overwrite an existing file.
@@ -120,7 +120,6 @@ def features(
             _title(_draw_responses(Stage(network, name), batches, chosen, patches), f"{label}, {name}")
             for label, network in networks.items()
         ]
-
         save_picture(out, _side_by_side(blocks))
     say(f"{out}: features {', '.join(map(str, feature))} of {width} at stage {name}, over {len(pixels)} images")
     return 0
@@ -201,7 +200,7 @@ def _sample(generator: "Generator", n: int, seed: int, start: int = 0) -> "Tenso
 
 
 def _load_data(discriminator: "Discriminator", name: DatasetName, root: Path | None, number: int) -> "Tensor":
-    """Return the first images of a dataset as uint8 `(N, K, H, W)`."""
+    """Return images spread over a dataset, which may be sorted by class, as uint8 `(N, K, H, W)`."""
     import numpy as np
 
     from dcgan import data
@@ -210,7 +209,7 @@ def _load_data(discriminator: "Discriminator", name: DatasetName, root: Path | N
     size, channels = sides(discriminator.config), discriminator.config["channels"]
     images = data.load(name, root=root, image_size=size, channels=channels, cache=False)  # to decode only what is drawn
     try:
-        return images.batch(np.arange(min(number, len(images))))
+        return images.batch(np.linspace(0, len(images) - 1, min(number, len(images))).astype(int))
     except data.BadImages as error:
         file, reason = error.failures[0]
         raise UsageError(f"{file} {reason}") from error
