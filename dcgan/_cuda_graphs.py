@@ -144,6 +144,7 @@ class CudaGraphStep:
             ):
                 body()
         except BaseException:
+            torch.clear_autocast_cache()  # of casts that were captured, but never computed
             end_failed_capture(self._device, self._pool)
             if not graphs_register_generators():
                 for rng in (self._rng, torch.cuda.default_generators[self._device.index]):

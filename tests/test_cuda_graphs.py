@@ -349,6 +349,21 @@ def test_a_capture_that_fails_leaves_the_device_as_it_was(version, monkeypatch):
     assert cuda.used == [((0, 1), "side", "thread_local")] * 3  # one pool, on one stream
 
 
+def test_nothing_that_a_failed_capture_cast_is_used_after_it(monkeypatch):
+    cuda = FakeCuda(monkeypatch, version="2.14.1")
+    weight = torch.nn.Parameter(torch.ones(1, 1))
+
+    def forward():
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.nn.functional.linear(torch.ones(1, 1), weight)
+
+    with torch.autocast("cpu", enabled=False):  # as around a step: only its end would clear the cache
+        with pytest.raises(RuntimeError, match="previous error"):
+            cuda.step.capture(lambda: forward() / 0 + 1 / 0)
+        weight.data.fill_(2)  # what a kernel that did not run would have cast
+        assert forward() == 2
+
+
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_convolution_algorithms_are_timed_before_the_capture_only(deterministic, monkeypatch):
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
