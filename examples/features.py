@@ -1,4 +1,4 @@
-"""Make the tables and pictures of docs/features.md anew; it takes about a quarter of an hour of one core.
+"""Make the tables and pictures of docs/features.md anew; it takes some minutes of one core.
 
     python examples/features.py DATA SVHN CIFAR10_RUN docs/assets
 
@@ -18,12 +18,12 @@ from dcgan.cli import main
 
 root, svhn, cifar10_run, assets = map(Path, sys.argv[1:])
 cifar10 = ["--root", root / "cifar10-images"]
-few = ["--per-class", 100, "--draws", 5]
+few = ["--per-class", 20, "--draws", 20]
 EXPERIMENTS = {
     "digits": ["digits"],
-    "mnist": ["mnist", "--data", "mnist", "--root", root, "--number", 2000, "--test-number", 2000],
-    "cifar10": [cifar10_run, *cifar10, "--number", 2000, "--test-number", 2000],
-    "svhn-few": [svhn, *cifar10, *few, "--number", 6000, "--test-number", 2000],
+    "mnist": ["mnist", "--data", "mnist", "--root", root, "--number", 1000, "--test-number", 1000],
+    "cifar10": [cifar10_run, *cifar10, "--number", 1000, "--test-number", 1000],
+    "svhn-few": [svhn, *cifar10, *few, "--number", 1500, "--test-number", 1000],
 }
 
 
