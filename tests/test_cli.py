@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import dcgan
 from dcgan import Generator, checkpoint, cli
@@ -295,6 +296,19 @@ def test_a_missing_gpu_is_reported(dcgan_says):
 def test_a_batch_of_one_trains(dcgan_says):
     code, out, _ = dcgan_says("train", *SMALL, "--batch-size", 1, "--dry-run")
     assert (code, "trained, sampled and saved one step" in out) == (0, True)
+
+
+def test_a_set_smaller_than_the_default_batch_trains_and_one_smaller_than_a_chosen_batch_does_not(dcgan_says):
+    Path("pictures").mkdir()
+    for index in range(5):
+        Image.new("RGB", (16, 16), (40 * index, 0, 0)).save(f"pictures/{index}.png")
+    code, out, err = dcgan_says("train", *SMALL, "--root", "pictures", "--steps", 1, "--out", "run")
+    assert (code, "0 to 1, 5 images each" in out) == (0, True)
+    assert "batches of 5 images, as many as there are, instead of 128" in err
+    assert Recipe.from_yaml(Path("run/recipe.yaml").read_text()).batch_size == 5
+    code, _, err = dcgan_says("train", *TINY, "--root", "pictures", "--steps", 1, "--out", "other")
+    assert (code, "--batch-size must be at most the number of images, 5, got 8" in err) == (2, True)
+    assert not Path("other").exists()
 
 
 def test_a_dry_run_leaves_nothing_behind(dcgan_says):
