@@ -25,10 +25,15 @@ OPTIONS = [
 
 
 @pytest.fixture(autouse=True)
-def full_precision(monkeypatch):
+def _full_precision():
     """Compute float32 as such: with TF32, it has three decimal digits."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
 
 
 def plain_step(trainer, real):
