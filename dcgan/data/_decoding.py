@@ -86,7 +86,7 @@ class Decoder:
         return Decoded(images[: len(readable)], readable, failures)
 
     def _decode(self, item: Item) -> np.ndarray:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         path = item if isinstance(item, str) else None
         try:
@@ -104,9 +104,7 @@ class Decoder:
             with _open_image(encoded, path) as image:
                 _load_upright(image, 2 * max(self.image_size), self.max_pixels)
                 return self._resize(_convert_mode(image, self.channels))
-        except UnidentifiedImageError as error:
-            raise UnreadableImage(_describe_unidentified(encoded)) from error
-        except MemoryError:
+        except (UnreadableImage, MemoryError):
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
@@ -155,13 +153,16 @@ def _open_image(encoded: bytes, path: str | None) -> PilImage:
     from PIL import Image, UnidentifiedImageError
 
     Image.init()
+    claimed = None
     for name in formats_of(path):
         open_header, accept = Image.OPEN[name]
         accepted = accept is None or accept(encoded[:16])
         if accepted and not isinstance(accepted, str):  # the text of a warning
-            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is of another format
+            try:
                 return open_header(io.BytesIO(encoded), "")
-    raise UnidentifiedImageError
+            except (SyntaxError, IndexError, TypeError, struct.error, UnidentifiedImageError):
+                claimed = claimed or name  # it may still be of another format
+    raise UnreadableImage(_describe_unidentified(encoded) if claimed is None else f"is not a whole {claimed} file")
 
 
 def _load_upright(image: PilImage, min_side: int, max_pixels: int | None) -> None:
