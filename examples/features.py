@@ -11,8 +11,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 from dcgan import data, images
 from dcgan.cli import main
 
@@ -50,7 +48,7 @@ with tempfile.TemporaryDirectory() as temporary:
     digits = data.load("digits", image_size=64, channels=1)
     (work / "images").mkdir()
     for index in range(len(digits)):
-        images.save_png(work / f"images/{index:04}.png", torch.as_tensor(digits[index]))
+        images.save_png(work / f"images/{index:04}.png", digits[index])
     run("dedup", work / "images", "--out", assets / "features-duplicates.png", "--force")
     for folder in ("faces", "cifar10-images"):
         run("dedup", root / folder, "--out", work / f"{folder}.png")
