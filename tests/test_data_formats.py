@@ -10,7 +10,7 @@ import pytest
 from image_files import everything, folder_of, noise
 from PIL import Image, features
 
-from dcgan import data
+from dcgan import cli, data
 from dcgan.data import _formats, _sources
 
 pytestmark = pytest.mark.usefixtures("offline")
@@ -216,6 +216,21 @@ def test_other_files_are_counted_by_ending_packed_or_not(tmp_path):
 )
 def test_the_count_is_said_in_a_line(counts, text):
     assert _sources.describe_left_out(counts) == text
+
+
+def test_the_command_line_names_the_option_and_announces_what_is_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = folder_of(tmp_path / "a", 3)
+    (root / "notes.txt").touch()
+    Image.new("L", (20, 20)).save(root / "large.png")
+    line = (
+        "train --root a --image-size 8 --base-channels 4 --batch-size 2 --steps 1 --samples 4 --device cpu --max-pixels"
+    )
+    assert cli.main([*line.split(), "399"]) == 2
+    assert "large.png: has 400 pixels (20x20), more than 399, " in (error := capsys.readouterr().err)
+    assert error.strip().endswith("to read it nevertheless, set --max-pixels to 400")
+    assert cli.main([*line.split(), "400"]) == 0
+    assert "          left out: 1 .txt\n" in capsys.readouterr().out
 
 
 def test_loops_of_links_are_left_out_or_reported(tmp_path):
