@@ -1,10 +1,11 @@
-"""Convolutions in their fastest form, and BatchNorms fused into them for sampling.
+"""Convolutions in their fastest form, BatchNorms fused into them for sampling, and labels as constant maps.
 
 The convolutions at both ends of a network have odd shapes. Each class here is the plain convolution it derives from:
 the same arguments and weights, and the same results up to rounding. It is faster for one shape and computes any other
 plainly, since adapters such as LoRA build new layers of the type of the one they adapt.
 
-Shapes: N batch, K channels of the image, C of the map next to it, h×w the smallest map, whose channels are M.
+Shapes: N batch, Y classes, K channels of the image, C of the map next to it, h×w the smallest map, whose channels
+are M.
 """
 
 from itertools import pairwise
@@ -80,6 +81,21 @@ class SubPixelConvTranspose2d(nn.ConvTranspose2d):
         weight = rearrange(self.weight, "c k (h i) (w j) -> (k i j) c h w", i=2, j=2).flip(2, 3)
         images = F.pixel_shuffle(F.conv2d(map, weight, padding=1), 2)[:, :, 1:-1, 1:-1]
         return images if self.bias is None else images + self.bias[:, None, None]
+
+
+def append_labels(x: Tensor, one_hot: Tensor | None) -> Tensor:
+    """Append one-hot labels `(N, Y)` to vectors `(N, C)`, or as Y constant maps to maps `(N, C, h, w)`; None to none.
+
+    Maps keep their memory format, which the next convolution computes in.
+    """
+    if one_hot is None:
+        return x
+    one_hot = one_hot.to(x.dtype)
+    if x.dim() == 4:
+        is_contiguous = x.is_contiguous()  # of grey images, too, which have both formats
+        one_hot = one_hot[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        one_hot = one_hot.contiguous(memory_format=torch.contiguous_format if is_contiguous else torch.channels_last)
+    return torch.cat([x, one_hot], 1)
 
 
 def _is_valid(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:

@@ -1,6 +1,7 @@
 """The networks of DCGAN (Radford et al., 2016, https://arxiv.org/abs/1511.06434).
 
-Shapes: N batch, Z latent_dim, C base_channels, K channels, H×W image_size (S if square), h×w the smallest stage.
+Shapes: N batch, Z latent_dim, C base_channels, K channels, H×W image_size (S if square), h×w the smallest stage,
+Y num_classes.
 """
 
 from collections import OrderedDict
@@ -34,11 +35,15 @@ from dcgan.layers import (
     LatentProjection,
     SpaceToDepthConv2d,
     SubPixelConvTranspose2d,
+    append_labels,
     fuse_batchnorm,
 )
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+Labels = int | Sequence[int] | Tensor
+"""The class of all images, or of each."""
 
 _MIN_IMAGES_TO_FUSE = 32  # a fused copy takes about as long to make as ten images to compute
 
@@ -61,6 +66,19 @@ class _Network(Pretrained):
         network = Generator if issubclass(cls, Generator) else Discriminator
         defaults = {name: parameter.default for name, parameter in signature(network).parameters.items()}
         return minimum_parameters(validate_config(network, defaults | config))
+
+    def _one_hot(self, labels: Tensor | None, count: int) -> Tensor | None:
+        """Return `count` labels as zeros and ones `(N, Y)`; None for a network without classes."""
+        classes = self.config["num_classes"]
+        if classes is None and labels is None:
+            return None
+        if classes is None:
+            raise TypeError(f"labels are for conditional networks, but this {type(self).__name__} has no num_classes")
+        if labels is None:
+            name = type(self).__name__
+            raise TypeError(f"labels ({count},) are needed: this {name} is conditional on {classes} classes")
+        expect_labels(labels, classes, count)
+        return labels[:, None] == torch.arange(classes, device=labels.device)
 
 
 class Generator(_Network):
@@ -86,6 +104,9 @@ class Generator(_Network):
         upsample: "transpose" for transposed convolutions, "resize" for nearest-neighbour enlargement and convolution.
         output: "tanh" for images in [-1, 1], "sigmoid" for [0, 1].
         latent: Distribution the latents are drawn from: N(0, 1) or U(-1, 1).
+        num_classes: Number Y of classes that the images are conditional on, or None. One-hot labels are appended to
+            the latents, and as constant maps to the input of every other layer (the authors' conditional MNIST
+            network).
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -115,6 +136,7 @@ class Generator(_Network):
         upsample: Upsample = "transpose",
         output: Output = "tanh",
         latent: Distribution = "normal",
+        num_classes: int | None = None,
     ):
         super().__init__()
         self.config = validate_config(Generator, locals())
@@ -124,15 +146,16 @@ class Generator(_Network):
             )
         sizes, widths = pyramid(self.config)
         sizes, widths = sizes[::-1], widths[::-1]  # S = 64: 4, 8, ..., 64 and 8C, 4C, 2C, C
+        labels = num_classes or 0  # further channels of every input
 
         self.blocks = nn.ModuleDict({_name(sizes[0]): self._stem(sizes[0], widths[0])})
         layers: list[tuple[str, dict[str, nn.Module], int]] = []
         for size, c_in, c_out in zip(sizes[1:], widths, [*widths[1:], channels], strict=True):
             if convs_per_stage == 1:
-                layers += [(_name(size), self._up(c_in, c_out), c_out)]
+                layers += [(_name(size), self._up(c_in + labels, c_out), c_out)]
             else:
-                layers += [(_name(size), self._up(c_in, c_in), c_in)]
-                layers += [(f"{_name(size)}_conv", self._same(c_in, c_out), c_out)]
+                layers += [(_name(size), self._up(c_in + labels, c_in), c_in)]
+                layers += [(f"{_name(size)}_conv", self._same(c_in + labels, c_out), c_out)]
         *hidden, (_, head, _) = layers
         for name, convolution, width in hidden:
             self.blocks[name] = _sequence(**convolution, norm=_norm(self.config, width), act=_activation(self.config))
@@ -140,7 +163,7 @@ class Generator(_Network):
         self.apply(weights_init)
 
     def _stem(self, size: tuple[int, int], width: int) -> nn.Sequential:
-        latent_dim, bias = self.config["latent_dim"], self.config["bias"]
+        latent_dim, bias = self.config["latent_dim"] + (self.config["num_classes"] or 0), self.config["bias"]
         act = _activation(self.config) if self.config["stem_activation"] else None
         if self.config["stem"] == "conv":
             pixel = nn.Unflatten(1, (latent_dim, 1, 1))
@@ -167,24 +190,27 @@ class Generator(_Network):
         convolution = nn.Conv2d if self.config["upsample"] == "resize" else nn.ConvTranspose2d
         return {"conv": convolution(c_in, c_out, kernel, padding=kernel // 2, bias=self.config["bias"])}
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Map latents to images.
 
         Args:
             z: `(N, Z)` or `(N, Z, 1, 1)`, drawn from the distribution `latent`.
+            labels: Classes int64 `(N,)` from 0 to Y - 1, for a network with `num_classes`.
 
         Returns:
             Images `(N, K, H, W)` in [-1, 1], or in [0, 1] with `output="sigmoid"`.
 
         Raises:
-            TypeError: If `z` has another floating-point type than the weights.
-            ValueError: If `z` has another shape.
+            TypeError: If `z` has another floating-point type than the weights, or labels are missing, of another type,
+                or given to a network without classes.
+            ValueError: If `z` or `labels` has another shape, or a label on the CPU is out of range.
         """
         latent_dim = self.config["latent_dim"]
         h = _expect(z.flatten(1) if z.shape[2:] == (1, 1) else z, "z", (latent_dim,), self.head)  # (N, Z)
+        one_hot = self._one_hot(labels, len(h))  # (N, Y)
         for block in self.blocks.values():
-            h = block(h)  # (N, 8C, 4, 4) -> (N, 4C, 8, 8) -> ... -> (N, C, S/2, S/2)
-        image: Tensor = self.head(h)  # (N, K, S, S)
+            h = block(append_labels(h, one_hot))  # (N, 8C, 4, 4) -> (N, 4C, 8, 8) -> ... -> (N, C, S/2, S/2)
+        image: Tensor = self.head(append_labels(h, one_hot))  # (N, K, S, S)
         return image
 
     def sample(
@@ -192,6 +218,7 @@ class Generator(_Network):
         n: int | None = None,
         *,
         z: Tensor | None = None,
+        labels: Labels | None = None,
         seed: int | None = None,
         start: int = 0,
         batch_size: int | None = None,
@@ -207,6 +234,8 @@ class Generator(_Network):
         Args:
             n: Number of images.
             z: Latents `(N, Z)` or `(N, Z, 1, 1)` to make images of, instead of `n` latents of a seed.
+            labels: Of a conditional network, the class of all images, or the class of each `(n,)`. By default classes
+                come in turn: image i of a seed, or of `z`, has class i modulo Y.
             seed: Seed of the latents; by default drawn from torch's global generator, so give one when sampling in a
                 thread while a `Trainer` steps: with dropout, the step draws from that generator as well.
             start: Index of the first image within the seed.
@@ -217,10 +246,12 @@ class Generator(_Network):
             Images `(n, K, H, W)`, in the range of `forward`, on the network's device and of its type.
 
         Raises:
+            TypeError: If `labels` are no whole numbers, or the network is not conditional.
             ValueError: If both or neither of `n` and `z` are given, `z` comes with `seed` or `start` or has another
-                shape, `n`, `seed` or `start` is negative, or `batch_size` is below 1.
+                shape, `n`, `seed` or `start` is negative, `labels` are not one or `n` classes, or `batch_size` is
+                below 1.
         """
-        batches = self._sample(n, z, seed, start, batch_size, dtype, share=True)
+        batches = self._sample(n, z, labels, seed, start, batch_size, dtype, share=True)
         like, count = next(self.parameters()), len(z) if z is not None else n or 0
         images = torch.empty(count, self.config["channels"], *sides(self.config), dtype=like.dtype, device=like.device)
         done = 0
@@ -234,6 +265,7 @@ class Generator(_Network):
         n: int | None = None,
         *,
         z: Tensor | None = None,
+        labels: Labels | None = None,
         seed: int | None = None,
         start: int = 0,
         batch_size: int | None = None,
@@ -243,12 +275,13 @@ class Generator(_Network):
 
         The weights are those at the time of the call.
         """
-        return self._sample(n, z, seed, start, batch_size, dtype, share=False)
+        return self._sample(n, z, labels, seed, start, batch_size, dtype, share=False)
 
     def _sample(
         self,
         n: int | None,
         z: Tensor | None,
+        labels: Labels | None,
         seed: int | None,
         start: int,
         batch_size: int | None,
@@ -264,6 +297,7 @@ class Generator(_Network):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         count, latents = self._latents(n, z, seed, start)
+        classes = self._classes(labels, count, start)
         if count >= _MIN_IMAGES_TO_FUSE or dtype != like.dtype:
             network = fuse_batchnorm(self).to(dtype)
         else:
@@ -273,8 +307,11 @@ class Generator(_Network):
 
         @torch.no_grad()
         def images(first: int) -> Tensor:
-            z = latents(first, min(first + batch_size, count))
-            return network(z.to(like.device, dtype)).to(like.dtype)  # type: ignore[no-any-return]  # a Tensor
+            last = min(first + batch_size, count)
+            inputs = [latents(first, last).to(like.device, dtype)]
+            if classes is not None:
+                inputs.append(classes[first:last].to(like.device))
+            return network(*inputs).to(like.dtype)  # type: ignore[no-any-return]  # a Tensor
 
         return map(images, range(0, count, batch_size))
 
@@ -301,6 +338,20 @@ class Generator(_Network):
             last - first, latent_dim, seed=base, start=start + first, distribution=distribution
         )
 
+    def _classes(self, labels: Labels | None, count: int, start: int) -> Tensor | None:
+        """Return the classes `(count,)` of the images that `sample` is asked for; None without classes."""
+        classes = self.config["num_classes"]
+        if classes is None:
+            if labels is not None:
+                raise TypeError("labels are for conditional networks, but this Generator has no num_classes")
+            return None
+        if labels is None:
+            return torch.arange(start, start + count, device="cpu") % classes
+        given: Tensor = torch.as_tensor(labels, device="cpu")
+        given = given.expand(count) if given.dim() == 0 else given
+        expect_labels(given, classes, count)
+        return given
+
 
 class Discriminator(_Network):
     """Images to one realness logit each by repeated 2× down-convolution (Section 3).
@@ -321,6 +372,8 @@ class Discriminator(_Network):
         norm_eps: Epsilon of the normalisation.
         activation: Activation of every layer but the last.
         slope: Slope of "leaky-relu" below zero; "relu" has none.
+        num_classes: Number Y of classes that the score is conditional on, or None. One-hot labels are appended to the
+            input of every layer as constant maps, as in `Generator`.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -345,22 +398,24 @@ class Discriminator(_Network):
         norm_eps: float = 1e-5,
         activation: Activation = "leaky-relu",
         slope: float = 0.2,
+        num_classes: int | None = None,
     ):
         super().__init__()
         self.config = validate_config(Discriminator, locals())
         sizes, widths = pyramid(self.config)  # S = 64: 64, 32, ..., 4 and C, 2C, 4C, 8C
         padding, odd = (kernel_size - 1) // 2, _odd(kernel_size)
+        labels = num_classes or 0  # further channels of every input
 
         layers: list[tuple[str, nn.Module, int]] = []
         for before, after, c_in, c_out in zip(sizes, sizes[1:], [channels, *widths], widths, strict=False):
             if convs_per_stage == 2:
-                same = nn.Conv2d(c_in, c_out, odd, padding=odd // 2, bias=bias)
+                same = nn.Conv2d(c_in + labels, c_out, odd, padding=odd // 2, bias=bias)
                 layers += [(f"{_name(before)}_conv", same, c_out)]
             c_mid = c_in if convs_per_stage == 1 else c_out
             if kernel_size == 4 and c_mid == channels:
-                halving: nn.Module = SpaceToDepthConv2d(c_mid, c_out, 4, 2, 1, bias=bias)
+                halving: nn.Module = SpaceToDepthConv2d(c_mid + labels, c_out, 4, 2, 1, bias=bias)
             else:
-                halving = nn.Conv2d(c_mid, c_out, kernel_size, 2, padding, bias=bias)
+                halving = nn.Conv2d(c_mid + labels, c_out, kernel_size, 2, padding, bias=bias)
             layers += [(_name(after), halving, c_out)]
 
         self.blocks = nn.ModuleDict()
@@ -369,41 +424,46 @@ class Discriminator(_Network):
             norm_layer = _norm(self.config, width) if self.blocks else None
             self.blocks[name] = _sequence(conv=conv, norm=norm_layer, act=_activation(self.config))
         if stem == "conv":
-            self.head = _sequence(conv=FullMapConv2d(widths[-1], 1, sizes[-1], bias=bias))
+            self.head = _sequence(conv=FullMapConv2d(widths[-1] + labels, 1, sizes[-1], bias=bias))
         else:
-            units = widths[-1] * sizes[-1][0] * sizes[-1][1]
+            units = (widths[-1] + labels) * sizes[-1][0] * sizes[-1][1]
             self.head = _sequence(flat=nn.Flatten(), linear=nn.Linear(units, 1, bias=bias))
         self.apply(weights_init)
 
-    def features(self, image: Tensor) -> dict[str, Tensor]:
+    def features(self, image: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Return the activations of every layer, by resolution.
 
         Args:
             image: `(N, K, H, W)` in the range of the images it was trained on, usually [-1, 1].
+            labels: Classes int64 `(N,)` from 0 to Y - 1, for a network with `num_classes`.
 
         Returns:
             At S = 64 `{"32x32": (N, C, 32, 32), ..., "4x4": (N, 8C, 4, 4)}`; with two layers per stage also
             `"64x64_conv"` and so on.
 
         Raises:
-            TypeError: If `image` has another floating-point type than the weights.
-            ValueError: If `image` has another shape.
+            TypeError: If `image` has another floating-point type than the weights, or labels are missing, of another
+                type, or given to a network without classes.
+            ValueError: If `image` or `labels` has another shape, or a label on the CPU is out of range.
         """
         h = _expect(image, "image", (self.config["channels"], *sides(self.config)), self.head)
+        one_hot = self._one_hot(labels, len(h))  # (N, Y)
         activations = {}
         for name, block in self.blocks.items():
-            h = activations[name] = block(h)
+            h = activations[name] = block(append_labels(h, one_hot))
         return activations
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, labels: Tensor | None = None) -> Tensor:
         """Score images `(N, K, H, W)`, as in `features`, with logits `(N,)`."""
-        *_, last = self.features(image).values()
-        logit: Tensor = self.head(last)  # (N, 8C, 4, 4) -> (N, 1, 1, 1)
+        *_, last = self.features(*_inputs(image, labels)).values()
+        logit: Tensor = self.head(
+            append_labels(last, self._one_hot(labels, len(last)))
+        )  # (N, 8C, 4, 4) -> (N, 1, 1, 1)
         return logit.flatten()  # (N,)
 
-    def probability(self, image: Tensor) -> Tensor:
+    def probability(self, image: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the probability `(N,)` that each image is real, the sigmoid of its logit."""
-        return self.forward(image).sigmoid()
+        return self.forward(*_inputs(image, labels)).sigmoid()
 
 
 def weights_init(module: nn.Module, *, generator: torch.Generator | None = None) -> None:
@@ -469,12 +529,34 @@ def _activation(config: dict[str, Any]) -> nn.Module:
     return nn.ReLU(inplace=True) if config["activation"] == "relu" else nn.LeakyReLU(config["slope"], inplace=True)
 
 
+def _inputs(x: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
+    return (x,) if labels is None else (x, labels)  # a subclass without classes may take one argument
+
+
 def _odd(kernel: int) -> int:
     return kernel - 1 + kernel % 2
 
 
 def _name(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
+
+
+def expect_labels(labels: Tensor, classes: int, count: int) -> None:
+    """Check labels; those on another device than the CPU for their shape and type only, without waiting for it.
+
+    Raises:
+        TypeError: If they are not int64.
+        ValueError: If they are not `(count,)`, or one is not below `classes`.
+    """
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be torch.int64, got {labels.dtype}")
+    if labels.shape != (count,):
+        raise ValueError(f"labels must have shape ({count},), got {tuple(labels.shape)}")
+    if labels.device.type != "cpu" or not count or torch.compiler.is_compiling():
+        return
+    low, high = (int(value) for value in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels must be from 0 to {classes - 1}, got {low if low < 0 else high}")
 
 
 def _expect(x: Tensor, name: str, shape: tuple[int, ...], layer: nn.Module) -> Tensor:
