@@ -10,31 +10,32 @@ The folder has the layout of a Hub repository, so that everything that loads net
 """
 
 import copy
-import json
 import logging
 import re
 import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any, Literal, Self
 
+import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from dcgan import _build, checkpoint, data, ema, images
-from dcgan._files import atomic_write, read_json_lines
+from dcgan import _build, _log, checkpoint, data, ema, images
+from dcgan._files import atomic_write
 from dcgan._loggers import Logger, open_loggers
 from dcgan._optim import RateDecay
 from dcgan._quality import Evaluator
+from dcgan.checkpoint import step_of
 from dcgan.generate import sample_uint8
 from dcgan.hub._card import is_unchanged, model_card, seal
 from dcgan.latents import seeded_latents
 from dcgan.models import Discriminator, Generator, from_pretrained
-from dcgan.recipe import Recipe
+from dcgan.recipe import Recipe, load_recipe
 from dcgan.trainer import Trainer
 
 # What a resumed run may change: nothing that affects its numbers, except for the device and compilation, which round
@@ -66,7 +67,14 @@ class Run:
         steps: Number of steps to train in total.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, images: data.Images, trainer: Trainer[Generator, Discriminator]):
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        images: data.Images,
+        trainer: Trainer[Generator, Discriminator],
+        lock: FileLock,
+    ):
         if recipe.batch_size is None:
             raise ValueError("recipe must be resolved")
         self.folder, self.recipe, self.images, self.trainer = folder, recipe, images, trainer
@@ -84,11 +92,7 @@ class Run:
         self._evaluator: Evaluator | None = None
         self._declined = False  # by the figures since this process began
         self._loggers: list[Logger] = []
-        self._lock = FileLock(folder / ".lock", timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise FileExistsError(f"another process is training in {folder}") from error
+        self._lock = lock
 
     @classmethod
     def start(
@@ -116,7 +120,8 @@ class Run:
         trainer = _build.build_trainer(recipe, generator.to(device), discriminator.to(device))
         _build.adopt_state(recipe, trainer)
         expect_empty(folder)  # packing may have taken minutes
-        run = cls(_create_folder(folder, recipe.data), recipe, images, trainer)
+        folder = _create_folder(folder, recipe.data)
+        run = cls(folder, recipe, images, trainer, _acquire_lock(folder))
         try:
             run._write("recipe.yaml", recipe.to_yaml())
             run._loggers = open_loggers(recipe.log, run.folder, config=recipe.to_yaml())
@@ -142,33 +147,38 @@ class Run:
 
         Raises:
             FileNotFoundError: If the folder holds no run or no checkpoint.
-            ValueError: If the recipe changes another field or asks for fewer steps than are done, or the number of
-                images in the dataset has changed.
+            ValueError: If the recipe changes another field or asks for fewer steps than are done, the newest checkpoint
+                is damaged, or the images are not those that training began with.
         """
         if not (stored_path := folder / "recipe.yaml").is_file():
             raise FileNotFoundError(f"{folder} is not the folder of a run: it has no recipe.yaml")
         if not checkpoint.list_states(folder / "state"):
             raise FileNotFoundError(f"{folder} has no checkpoint to resume from: start again in another folder")
-        stored = Recipe.from_yaml(stored_path.read_text(encoding="utf-8"))
+        stored = load_recipe(stored_path)
         recipe = _extend(folder, stored, recipe or stored)
         device = _build.select_device(recipe.device)
-        generator, discriminator = from_pretrained(folder, device=device)
-        images = _build.open_images(recipe, progress)
-        run = cls(folder, recipe, images, _build.build_trainer(recipe, generator, discriminator))
-        try:
-            run._restore()
-        except BaseException:
-            run.close()
-            raise
+        lock = _acquire_lock(folder)
+        with ExitStack() as on_failure:
+            on_failure.callback(lock.release)
+            state = _load_newest(folder)  # under the lock, so that it is the last one of the previous holder
+            _expect_recipe_of(state, stored, stored_path)
+            generator, discriminator = _build_networks(state, folder)
+            images = _build.open_images(recipe, progress)
+            trainer = _build.build_trainer(recipe, generator.to(device), discriminator.to(device))
+            run = cls(folder, recipe, images, trainer, lock)
+            on_failure.callback(run.close)
+            run._restore(state)
+            on_failure.pop_all()
         return run
 
-    def _restore(self) -> None:
-        # Read under the lock, so that it is the last state of the previous holder.
-        state = checkpoint.load(checkpoint.list_states(self.folder / "state")[-1])
+    def _restore(self, state: dict[str, Any]) -> None:
         if len(self.images) != state["images"]:
             raise ValueError(
                 f"the dataset has {len(self.images)} images, but had {state['images']} when training began"
             )
+        kind, _, content = state.get("fingerprint", "").partition(":")  # none before 0.3
+        if (now := self.images.fingerprint.partition(":"))[0] == kind and now[2] != content:
+            raise ValueError("the dataset has as many images as when training began, but other ones")
         self._decay.set(state["trainer"]["steps"])  # so that the state's rates are no news
         self.trainer.load_state_dict(state["trainer"])
         self._decay.set(self.trainer.steps)
@@ -184,6 +194,7 @@ class Run:
             self._loggers = open_loggers(self.recipe.log, self.folder, config=self.recipe.to_yaml(), resume_step=step)
         self._write("recipe.yaml", self.recipe.to_yaml())
         self._discard_after(step)
+        self._write_files(self.ema_generator())  # what the previous process may not have come to
 
     def train(self) -> Iterator[dict[str, Any] | None]:
         """Train to the last step, yielding after each: the record that was logged, or None.
@@ -195,6 +206,7 @@ class Run:
         Raises:
             CollapseError: If training has collapsed and the recipe asks to stop then; the state is saved.
             FloatingPointError: If training diverges, naming the step, the network and the last good checkpoint.
+            OSError: If something cannot be saved, as on a full disk, naming the file and the last good checkpoint.
         """
         recipe = self.recipe
         self._began, self._logged = time.perf_counter(), self.trainer.steps
@@ -218,9 +230,15 @@ class Run:
                     self.save()
                     raise CollapseError(f"stopped and saved at step {self.trainer.steps}: {self.collapse}")
         except FloatingPointError as error:
-            states = checkpoint.list_states(self.folder / "state")
-            good = f"the last good state is {states[-1]}" if states else "no state had been saved"
-            raise FloatingPointError(f"{error}; {good}") from error
+            raise FloatingPointError(f"{error}; {self._last_good()}") from error
+        except OSError as error:
+            if error.errno is not None:
+                error.strerror = f"{error.strerror}; {self._last_good()}, from which --resume goes on"
+            raise
+
+    def _last_good(self) -> str:
+        states = checkpoint.list_states(self.folder / "state")
+        return f"the last good state is {states[-1]}" if states else "no state had been saved"
 
     def _report(self) -> dict[str, Any] | None:
         """Evaluate, log, sample and save if it is time to; return what was logged, if anything."""
@@ -258,27 +276,46 @@ class Run:
             FloatingPointError: If the weights are not finite; then nothing is written.
         """
         self.trainer.check()
+        generator = generator or self.ema_generator()
         state = {
             "trainer": self.trainer.state_dict(),
+            "recipe": self.recipe.to_yaml(),
+            "configs": {"generator": generator.config, "discriminator": self.trainer.discriminator.config},
             "sums": self._sums,
             "counts": self._counts,
             "images": len(self.images),
+            "fingerprint": self.images.fingerprint,
             "figures": self._figures,
         }
-        # The networks go first: where there is a state, there are networks for `resume` to load it into.
-        (generator or self.ema_generator()).save_pretrained(self.folder)
+        path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=None)
+        self._write_files(generator)
+        return path
+
+    def _write_files(self, generator: Generator) -> None:
+        """Write all that is made from the state, the log and the samples, and remove outdated states."""
+        generator.save_pretrained(self.folder)
         self.trainer.discriminator.save_pretrained(self.folder)
-        keep = self.recipe.keep
-        path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=keep, protect=self.best_step)
         card = self.folder / "README.md"
         if not card.exists() or is_unchanged(card.read_text(encoding="utf-8", errors="replace")):
             self._write("README.md", seal(self._card()))
-        if records := read_json_lines(self.folder / "metrics.jsonl"):
+        if records := _log.read(self.folder / "metrics.jsonl"):
             images.save_curves(self.folder / "curves.png", records)
         if frames := self._frames():
             stride = -(-len(frames) // 100)  # at most 100 frames
             images.save_gif(self.folder / "samples.gif", frames[::-1][::stride][::-1])
-        return path
+        checkpoint.prune(self.folder / "state", self._kept_steps())
+
+    def _kept_steps(self) -> set[int]:
+        """Return the steps whose states stay: the last ones that were due, the best one, and this one."""
+        steps = map(step_of, checkpoint.list_states(self.folder / "state"))
+        kept = {*[step for step in steps if self._is_due_state(step)][-self.recipe.keep :], self.trainer.steps}
+        return kept if self.best_step is None else kept | {self.best_step}
+
+    def _is_due_state(self, step: int) -> bool:
+        """Whether an unbroken run saves its state at a step, which a signal or a caller may also do at others."""
+        every, figures = self.recipe.save_every, self._figures
+        improved = step in figures and all(figures[step] < figures[other] for other in figures if other < step)
+        return every is None or step % every == 0 or step == self.steps or improved
 
     def sample(self, generator: Generator | None = None) -> Path:
         """Write a grid of images from fixed latents; return its path. `generator` is as in `save`."""
@@ -338,22 +375,7 @@ class Run:
 
     def summary(self) -> dict[str, str]:
         """Describe in words how training has gone so far, from its log; each entry is a line with its label."""
-        records = read_json_lines(self.folder / "metrics.jsonl")
-        if not records:
-            return {}
-        lines = {"health": _describe_health(records)}
-        balance = [(record["d_real"], record["d_fake"]) for record in records[-5:] if "d_real" in record]
-        if balance:
-            real, fake = (fmean(values) for values in zip(*balance, strict=True))
-            lines["balance"] = f"D(x) {real:.2f}, D(G(z)) {fake:.2f} over the last {len(balance)} lines of the log"
-        if self.best_step is not None:
-            last = max(self._figures)
-            lines["quality"] = f"distance {self._figures[last]:.2f} from the images at step {last}"
-            if self.best_step != last:
-                lines["quality"] += f", and {self._figures[self.best_step]:.2f} at step {self.best_step}, the best"
-        speed = median(record["images_per_second"] for record in records)
-        lines["speed"] = f"{speed:,.0f} images/s"
-        return lines
+        return _log.summarize(_log.read(self.folder / "metrics.jsonl"), self._figures)
 
     def ema_generator(self) -> Generator:
         """Return a copy of the generator as it is sampled and saved: averaged, in evaluation mode.
@@ -381,17 +403,19 @@ class Run:
             record["fd"] = self._figures[self.trainer.steps]
         if collapse := self.collapse:
             record["collapse"] = collapse
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        _log.append(self.folder / "metrics.jsonl", record)
         for logger in self._loggers:
             logger.log(self.trainer.steps, record)
         return record
 
     def _discard_after(self, step: int) -> None:
         """Remove what was logged and sampled after `step`, and files that a killed process left half written."""
-        kept = [record for record in read_json_lines(self.folder / "metrics.jsonl") if record["step"] <= step]
-        self._write("metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
-        late = [frame for frame in self._frames() if _step_of(frame) > step]
+        _log.rewind(self.folder / "metrics.jsonl", step)
+        for frame in self._frames():
+            if not _is_whole(frame):
+                frame.rename(frame.with_name(f"{frame.name}.damaged"))
+                logger.warning("%s is damaged, and set aside as %s.damaged", frame, frame.name)
+        late = [frame for frame in self._frames() if step_of(frame) > step]
         temporary = [path for path in self.folder.rglob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
         for leftover in (*late, *temporary):
             leftover.unlink()
@@ -401,7 +425,7 @@ class Run:
 
     def _frames(self) -> list[Path]:
         """Return the paths of the sample grids, sorted by step."""
-        return sorted((self.folder / "samples").glob("step-*.png"), key=_step_of)
+        return sorted((self.folder / "samples").glob("step-*.png"), key=step_of)
 
     def _write(self, name: str, text: str) -> None:
         with atomic_write(self.folder / name) as file:
@@ -437,7 +461,7 @@ def load_generator(folder: str | PathLike[str], step: int | Literal["best"]) -> 
         FileNotFoundError: If the folder holds no run, or no state of that step.
     """
     folder = Path(folder)
-    states = {_step_of(path): path for path in checkpoint.list_states(folder / "state")}
+    states = {step_of(path): path for path in checkpoint.list_states(folder / "state")}
     if not states:
         raise FileNotFoundError(f"{folder} is not the folder of a run: it has no state/step-….pt")
     if step == "best":
@@ -449,11 +473,12 @@ def load_generator(folder: str | PathLike[str], step: int | Literal["best"]) -> 
         step = min(figures, key=figures.__getitem__)
     if step not in states:
         raise FileNotFoundError(f"{folder} has no state of step {step}: it keeps those of {_join_steps(states)}")
-    generator = Generator.from_pretrained(folder)
-    state = checkpoint.load(states[step])["trainer"]
-    generator.load_state_dict(state["ema" if "ema" in state else "generator"])
-    recipe = Recipe.from_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    return estimate_statistics(generator, recipe.seed) if "ema" in state else generator
+    state = checkpoint.load(states[step])
+    generator, _ = _build_networks(state, folder)
+    weights = state["trainer"]
+    generator.load_state_dict(weights["ema" if "ema" in weights else "generator"])
+    recipe = load_recipe(folder / "recipe.yaml")
+    return estimate_statistics(generator, recipe.seed) if "ema" in weights else generator
 
 
 def estimate_statistics(average: Generator, seed: int) -> Generator:
@@ -462,15 +487,6 @@ def estimate_statistics(average: Generator, seed: int) -> Generator:
     z = seeded_latents(1024, config["latent_dim"], seed=seed + 1, distribution=config["latent"])
     ema.estimate_batchnorm_statistics(average, z.to(device).chunk(8))
     return average
-
-
-def _describe_health(records: list[dict[str, Any]]) -> str:
-    collapsed = [record["step"] for record in records if "collapse" in record]
-    if not collapsed:
-        return "no sign of collapse"
-    if "collapse" in records[-1]:
-        return f"collapsed: {records[-1]['collapse']}"
-    return f"collapsed for a time, last at step {collapsed[-1]}, and recovered"
 
 
 def _join_steps(steps: Iterable[int]) -> str:
@@ -487,8 +503,52 @@ def expect_empty(folder: Path | None) -> None:
         raise FileExistsError(f"{folder} exists: continue with --resume {folder}, or choose another folder")
 
 
-def _step_of(path: Path) -> int:
-    return int(path.stem.removeprefix("step-"))
+def _is_whole(picture: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(picture) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # as Pillow finds damage
+        return False
+    return True
+
+
+def _acquire_lock(folder: Path) -> FileLock:
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise FileExistsError(f"another process is training in {folder}") from error
+    return lock
+
+
+def _load_newest(folder: Path) -> dict[str, Any]:
+    *earlier, newest = checkpoint.list_states(folder / "state")
+    try:
+        return checkpoint.load(newest)
+    except ValueError as error:
+        remedy = f"remove it to resume from {earlier[-1].name}" if earlier else "no other is kept: start again"
+        raise ValueError(f"{error}; {remedy}") from error
+
+
+def _expect_recipe_of(state: dict[str, Any], stored: Recipe, path: Path) -> None:
+    """Check that a recipe in the folder of a run is still that of its state, but for what a resumed run may change."""
+    if "recipe" not in state:  # before 0.3
+        return
+    trained = Recipe.from_yaml(state["recipe"])
+    if edited := [name for name in stored.changes(trained) if name not in RESUMABLE]:
+        values = ", ".join(f"{name} is {getattr(stored, name)} instead of {getattr(trained, name)}" for name in edited)
+        raise ValueError(f"{path} is not the recipe of this run any more: {values}")
+
+
+def _build_networks(state: dict[str, Any], folder: Path) -> tuple[Generator, Discriminator]:
+    """Build the networks of a state, in evaluation mode, into which the weights are still to be loaded."""
+    if "configs" not in state:  # before 0.3
+        return from_pretrained(folder)
+    configs = state["configs"]
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        return Generator(**configs["generator"]).eval(), Discriminator(**configs["discriminator"]).eval()
 
 
 def _extend(folder: Path, stored: Recipe, recipe: Recipe) -> Recipe:

@@ -290,11 +290,15 @@ def test_options_become_fields(capsys, options, expected):
         (b"flip: maybe", 'unable to convert "maybe" into bool'),
         (b"data: cifar", 'Did you mean "cifar10"?'),
         (b"steps: 1\nepochs: 1", "steps and epochs exclude each other"),
-        (b"- 3", "must contain the fields of a recipe"),
+        (b"- 3", "recipe.yaml: it holds a list; expected lines such as 'steps: 1000'"),
         (b"resume: runs/digits", "is a recipe and cannot set resume"),
         (b"recipe: tutorial", "is a recipe and cannot set recipe"),
-        (b"{{{", "recipe.yaml is not YAML"),
-        (b"\xff\xfe\x00", "recipe.yaml is not YAML"),
+        (b"{{{", "recipe.yaml: line 1 is not YAML: expected"),
+        (b"seed: 1\nsteps: [1\nlr: 2", "recipe.yaml: line 3 is not YAML: expected"),
+        (b"seed: 1\nste\x07ps: 3", "recipe.yaml: it is not YAML: unacceptable character"),
+        (b"\xff\xfe\x00", "recipe.yaml: line 1 is not text in UTF-8"),
+        (b"seed: 1\ndata: d\xc5gits", "recipe.yaml: line 2 is not text in UTF-8"),
+        (b"[" * 3000, "recipe.yaml: it is not YAML: maximum recursion depth"),
     ],
 )
 def test_a_mistake_in_the_file_is_reported_and_exits_2(capsys, tmp_path, monkeypatch, content, message):

@@ -3,8 +3,7 @@
 import contextlib
 import copy
 import json
-import multiprocessing
-import os
+import re
 import shutil
 import signal
 import sys
@@ -21,105 +20,7 @@ from dcgan._optim import RateDecay
 from dcgan.latents import seeded_latents
 from dcgan.recipe import Recipe
 from dcgan.run import RESUMABLE, CollapseError, Run, load_generator
-
-TINY = Recipe(
-    base_channels=4,
-    image_size=16,
-    batch_size=200,  # 8 steps an epoch
-    steps=19,
-    log_every=4,
-    sample_every=5,
-    save_every=7,
-    samples=9,
-    ema_decay=0.9,
-    device="cpu",
-)
-
-# Processes of their own that need not import torch again.
-_FORKS = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-_FORKS.set_forkserver_preload(["dcgan.run", "dcgan.cli", "tqdm", "pytest", "sklearn.datasets", "safetensors.torch"])
-
-
-def _command(arguments, log, kill_at, file_limit):
-    torch.set_num_threads(1)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    if file_limit is not None:
-        import resource  # not on Windows
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    if kill_at is not None:
-        folder, left = kill_at
-
-        def count(event, details):
-            nonlocal left
-            if event in {"open", "os.rename", "os.remove", "os.mkdir"} and str(details[0]).startswith(folder):
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(count)
-    sys.exit(cli.main(arguments))
-
-
-def command(log, *arguments, kill_at=None, file_limit=None):
-    """Run a command in a new process; return its exit code."""
-    process = _FORKS.Process(target=_command, args=([*map(str, arguments)], str(log), kill_at, file_limit))
-    process.start()
-    process.join(60)
-    assert process.exitcode is not None, "the command hangs"
-    return process.exitcode
-
-
-def options(recipe):
-    """Write a recipe as a command line."""
-    given = {name: getattr(recipe, name) for name in recipe.changes(Recipe())}
-    for name, value in given.items():
-        yield f"--{name.replace('_', '-')}"
-        yield str(value)
-
-
-def start_and_stop(recipe, folder, stop=None):
-    """Train to the end, or save and leave after step `stop`; return the folder."""
-    run = Run.start(recipe, folder)
-    steps = run.train()
-    for _ in steps:
-        if run.trainer.steps == stop:
-            run.save()
-            break
-    steps.close()
-    run.close()
-    return folder
-
-
-def flat(value):
-    """Write a state as something that == compares exactly."""
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
-    if isinstance(value, dict):
-        return {key: flat(item) for key, item in value.items()}
-    return [flat(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def computed(folder):
-    """Return all that a run has computed, exactly."""
-    files = {
-        str(path.relative_to(folder)): path.read_bytes()
-        for pattern in ("*.safetensors", "*/*.safetensors", "samples/*", "*.gif", "*.json", "*/*.json", "recipe.yaml")
-        for path in folder.glob(pattern)
-    }
-    newest = checkpoint.list_states(folder / "state")[-1]
-    metrics = [{k: v for k, v in record.items() if k != "images_per_second"} for record in records(folder)]
-    return {**files, newest.name: flat(checkpoint.load(newest)), "metrics": metrics}
-
-
-def listing(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+from runs import EAGER, TINY, command, computed, flat, listing, options, records, start_and_stop
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +230,9 @@ def test_a_late_collapse_shows_in_the_figures(tmp_path, monkeypatch, caplog):
     stopped = tmp_path / "stopped"
     with pytest.raises(CollapseError, match=f"stopped and saved at step 16: {DECLINED}"):
         start_and_stop(TINY.replace(eval_every=4, keep=1, on_collapse="stop"), stopped)
-    assert [path.stem for path in checkpoint.list_states(stopped / "state")] == ["step-000008", "step-000016"]
+    assert [path.stem for path in checkpoint.list_states(stopped / "state")] == [
+        *("step-000008", "step-000014", "step-000016")  # the best, the last that was due, and where it stopped
+    ]
 
 
 def test_a_logger_gets_what_the_log_and_the_folder_get_also_after_a_resumption(unbroken, tmp_path):
@@ -341,6 +244,8 @@ def test_a_logger_gets_what_the_log_and_the_folder_get_also_after_a_resumption(u
     expected, found = computed(unbroken), computed(folder)
     for figures in (expected, found):
         del figures["recipe.yaml"]
+        for state in (figure for name, figure in figures.items() if name.endswith(".pt")):
+            del state["recipe"]
     assert found == expected
     events = accumulator.EventAccumulator(str(folder / "tensorboard"), {"images": 0, "scalars": 0}).Reload()
     logged = {event.step: event.value for event in events.Scalars("loss/D")}
@@ -473,7 +378,8 @@ def test_rates_fall_to_zero_at_the_end_of_a_run(tmp_path, caplog):
         assert state["d_optimizer"]["param_groups"][0]["lr"] == pytest.approx(2 * rate), path
     constant = start_and_stop(recipe.replace(lr_decay=0.0), tmp_path / "constant")
     fourth, eighth = (
-        [(other / "state" / f"step-{step:06d}.pt").read_bytes() for other in (folder, constant)] for step in (4, 8)
+        [flat(checkpoint.load(other / "state" / f"step-{step:06d}.pt")["trainer"]) for other in (folder, constant)]
+        for step in (4, 8)
     )
     assert fourth[0] == fourth[1]
     assert eighth[0] != eighth[1]
@@ -606,13 +512,23 @@ def test_a_broken_state_is_named(tmp_path):
         Run.resume(folder)
 
 
-def test_a_dataset_that_changed_is_noticed(tmp_path):
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_dataset_that_changed_is_noticed(tmp_path, cache):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for index in range(6):
         Image.new("L", (16, 16), 40 * index).save(pictures / f"{index}.png")
-    recipe = TINY.replace(data="folder", root=pictures, batch_size=4, steps=2, channels=1)
+    recipe = TINY.replace(data="folder", root=pictures, batch_size=4, steps=2, channels=1, cache=cache)
     folder = start_and_stop(recipe, tmp_path / "run")
+    pictures.rename(tmp_path / "moved")
+    pictures = tmp_path / "moved"
+    Run.resume(folder, recipe.replace(root=pictures)).close()
+    whole = (pictures / "4.png").read_bytes()
+    noise = torch.randint(256, (16, 16), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(pictures / "4.png")
+    with pytest.raises(ValueError, match="the dataset has as many images as when training began, but other ones"):
+        Run.resume(folder)
+    (pictures / "4.png").write_bytes(whole)
     (pictures / "5.png").unlink()
     with pytest.raises(ValueError, match="the dataset has 5 images, but had 6 when training began"):
         Run.resume(folder)
@@ -690,9 +606,6 @@ def test_frames_are_in_order_beyond_six_digits(unbroken, tmp_path):
     assert [path.stem for path in run._frames()] == ["step-000000", "step-020000", "step-999999", "step-1000000"]
 
 
-EAGER = TINY.replace(steps=6, log_every=1, sample_every=1, save_every=1, batch_size=50)
-
-
 def test_a_run_killed_while_it_writes_ends_as_an_unbroken_one(tmp_path):
     """Killed by SIGKILL at the first, third, ... file operation of training and saving, again and again."""
     whole = start_and_stop(EAGER, tmp_path / "whole")
@@ -728,6 +641,115 @@ def test_a_run_killed_as_it_starts_resumes_or_says_to_start_again(tmp_path, at):
         assert code == 0, log.read_text()
 
 
+@pytest.fixture(scope="module")
+def before_the_end(tmp_path_factory):
+    """A run that stopped one step before its end, and the same run at its end."""
+    folder = tmp_path_factory.mktemp("end")
+    recipe = EAGER.replace(steps=3)
+    return start_and_stop(recipe, folder / "stopped", stop=2), start_and_stop(recipe, folder / "run")
+
+
+@pytest.mark.parametrize("at", [9, 14, 18, *(pytest.param(at, marks=pytest.mark.slow) for at in range(1, 30))])
+def test_a_run_killed_in_its_last_step_has_the_files_of_an_unbroken_one_once_it_is_resumed(
+    tmp_path, before_the_end, at
+):
+    stopped, whole = before_the_end
+    folder, log = tmp_path / "run", tmp_path / "log"
+    shutil.copytree(stopped, folder)
+    code = command(log, "train", "--resume", folder, kill_at=(str(folder), 20 + at))  # 20 before the last step
+    if code == -signal.SIGKILL:
+        code = command(log, "train", "--resume", folder)
+        assert code == 0 or (code, "has completed all of its 3 steps" in log.read_text()) == (2, True)
+    assert computed(folder) == computed(whole)
+    assert listing(folder) == listing(whole)
+    assert (folder / "README.md").read_bytes() == (whole / "README.md").read_bytes()
+
+
+def test_a_damaged_state_is_named_with_the_one_before_it(tmp_path, unbroken):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    earlier, newest = checkpoint.list_states(folder / "state")[-2:]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{newest} is not a complete .*; remove it to resume from {earlier.name}$"):
+        Run.resume(folder)
+    newest.unlink()
+    with contextlib.closing(Run.resume(folder)) as run:
+        list(run.train())
+    assert computed(folder) == computed(unbroken)
+
+
+def test_a_recipe_that_is_no_longer_that_of_the_run_is_refused(tmp_path, unbroken):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    path = folder / "recipe.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("seed: 0", "seed: 4"), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{path} is not the recipe of this run any more: seed is 4 instead of 0"):
+        Run.resume(folder)
+    path.write_text(text.replace("log_every: 4", "log_every: 5"), encoding="utf-8")
+    with contextlib.closing(Run.resume(folder)) as run:
+        assert run.recipe.log_every == 5
+
+
+def test_a_run_is_resumed_from_its_state_whatever_became_of_its_other_files(tmp_path, unbroken):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    for lost in ("model.safetensors", "discriminator/config.json", "README.md", "samples.gif", "curves.png"):
+        (folder / lost).unlink()
+    (folder / "config.json").write_text("{")
+    Run.resume(folder).close()
+    assert computed(folder) == computed(unbroken)
+    assert (folder / "curves.png").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line.replace(b'"step"', b'"stup"'),
+        lambda line: line.replace(b'"d_loss": ', b'"d_loss": "', 1).replace(b", ", b'", ', 1),
+        lambda line: line.replace(b"step", b"st\xc5p"),
+        lambda line: line.replace(b":", b";", 1),
+        lambda _: b"[]}\n",
+        lambda line: line.replace(b'"step": ', b'"step": 1.'),
+    ],
+)
+def test_damaged_lines_of_the_log_are_set_aside_and_the_others_stay_as_they_are(tmp_path, unbroken, caplog, damage):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    log = folder / "metrics.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([*lines[:1], damage(lines[1]), *lines[2:]]))
+    with contextlib.closing(Run.resume(folder)) as run:
+        assert run.summary()["health"] == "no sign of collapse"
+    assert log.read_bytes() == b"".join([*lines[:1], *lines[2:]])
+    assert (folder / "metrics.jsonl.damaged").read_bytes() == damage(lines[1])
+    assert "has damaged lines: 1, set aside in metrics.jsonl.damaged" in caplog.text
+
+
+def test_a_log_with_other_names_is_summarized_by_those_that_are_known(tmp_path, unbroken):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    log = folder / "metrics.jsonl"
+    log.write_bytes(log.read_bytes().replace(b"images_per_second", b"imagfs_per_second").replace(b"d_real", b"d_ream"))
+    with contextlib.closing(Run.resume(folder)) as run:
+        assert run.summary() == {"health": "no sign of collapse"}
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", None])
+def test_a_damaged_picture_of_samples_is_set_aside(tmp_path, unbroken, caplog, content):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    picture = min((folder / "samples").iterdir())
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[:-30] if content is None else content)
+    Run.resume(folder).close()
+    assert not picture.exists()
+    assert f"{picture} is damaged, and set aside as {picture.name}.damaged" in caplog.text
+    assert (folder / "samples.gif").read_bytes().startswith(b"GIF8")
+
+
 @pytest.mark.parametrize("limit", [pytest.param(1_000, marks=pytest.mark.slow), 150_000])
 def test_a_full_disk_stops_a_run_and_names_the_file(tmp_path, limit):
     """A limit on the size of files stands in for the disk: the write itself fails."""
@@ -738,8 +760,10 @@ def test_a_full_disk_stops_a_run_and_names_the_file(tmp_path, limit):
     said = log.read_text()
     assert code in {1, 2}  # 2 where not even the recipe could be written
     assert "Traceback" not in said
-    assert "File too large: '" in said
-    assert str(folder) in said.split("File too large")[1]
+    (line,) = (line for line in said.splitlines() if "File too large" in line)
+    assert line.startswith(f"dcgan: {folder}/")
+    if code == 1:
+        assert re.search(rf"the last good state is {folder}/state/step-\d+\.pt, from which --resume goes on", line)
     assert not list(folder.rglob("*.tmp"))
     state = f"step-{2:06d}.pt"
     assert flat(checkpoint.load(folder / "state" / state)) == before[state]

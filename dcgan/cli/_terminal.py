@@ -39,10 +39,10 @@ def exit_on_error(*, running: bool = False) -> Iterator[None]:
         raise RunError(str(error)) from error
     except (OSError, ValueError, ImportError) as error:
         if running and _is_run_failure(error):
-            raise RunError(str(error)) from error
+            raise RunError(_in_options(_describe(error))) from error
         if running or isinstance(error, BrokenPipeError):
             raise
-        raise UsageError(_in_options(str(error))) from error
+        raise UsageError(_in_options(_describe(error))) from error
     except RuntimeError as error:
         if "dcgan.run" in sys.modules and isinstance(error, sys.modules["dcgan.run"].CollapseError):
             raise RunError(str(error)) from error
@@ -51,11 +51,18 @@ def exit_on_error(*, running: bool = False) -> Iterator[None]:
         raise
 
 
+def _describe(error: Exception) -> str:
+    """Say what was done to which file without the number that Python puts before it."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def _in_options(message: str) -> str:
     """Write arguments of Python as the options that were typed: `batch_size` is `--batch-size`."""
     from dcgan.recipe import Recipe
 
-    names = [field.name for field in fields(Recipe) if "_" in field.name] + ["norm_eps", "stem_activation"]
+    names = [field.name for field in fields(Recipe) if "_" in field.name] + ["per_class"]
     pattern = rf"(?<![\w'/.-])({'|'.join(sorted(names, key=len, reverse=True))})(?![\w'/.=])"
     return re.sub(pattern, lambda match: "--" + match[1].replace("_", "-"), message)
 

@@ -360,7 +360,7 @@ def _checksum(state: dict[str, Tensor]) -> str:
     checksum = 0
     for name, tensor in sorted(state.items()):
         checksum = crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(), checksum)
-        checksum = crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), checksum)
+        checksum = crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, checksum)
     return f"{checksum:08x}"
 
 
