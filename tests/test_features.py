@@ -413,7 +413,7 @@ def test_mistakes_of_the_command_are_reported(model, tmp_path, capsys):
     assert "must be a folder, but" in said(capsys, "features", "--out", tmp_path / "results.json", code=2)
     assert "does not exist" in said(capsys, "features", model, "--root", tmp_path / "nowhere", code=2)
     message = said(capsys, "features", model, "--per-class", 1000, "--out", tmp_path / "o", "--nearest", 0, code=2)
-    assert "per_class must be at most" in message
+    assert "--per-class must be at most" in message
     assert "no model of that name" in said(capsys, "features", "nothing", code=2)
 
 
