@@ -10,6 +10,7 @@ import torch
 
 from dcgan import checkpoint, data
 from dcgan._devices import best_device
+from dcgan._errors import InputError
 from dcgan.models import Discriminator, Generator
 from dcgan.recipe import Recipe
 from dcgan.trainer import Trainer
@@ -52,7 +53,7 @@ def select_device(name: str) -> torch.device:
     try:
         torch.zeros(1, device=name).cpu()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ValueError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
+        raise InputError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
     return torch.device(name)
 
 
@@ -192,7 +193,7 @@ def _adopt_config(recipe: Recipe, network: Generator | Discriminator, name: str,
         value = network.config[argument]
         value = tuple(value) if isinstance(value, list) else value
         if (asked := getattr(recipe, field)) not in (None, value):
-            raise ValueError(f"the {type(network).__name__.lower()} of {name} has {field} {value}, the recipe {asked}")
+            raise InputError(f"the {type(network).__name__.lower()} of {name} has {field} {value}, the recipe {asked}")
         recipe = recipe.replace(**{field: value})
     return recipe
 

@@ -6,6 +6,8 @@ from itertools import pairwise
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from dcgan._errors import InputError
+
 
 def sides(config: Mapping[str, Any]) -> tuple[int, int]:
     """Return (height, width)."""
@@ -23,14 +25,14 @@ def pyramid(config: dict[str, Any]) -> tuple[list[tuple[int, int]], list[int]]:
         sizes.append((height, width))
     done = len(sizes) - 1
     if stages is None and done < 4 and min(height, width) > 7:
-        raise ValueError(
+        raise InputError(
             f"image_size must be a multiple of 16, or halve down to 7 or less, got {config['image_size']}, which "
             f"halves {done} times; pass stages to stop there"
         )
     if done < (stages or 1):
-        raise ValueError(f"image_size must halve {stages or 1} times, got {config['image_size']}")
+        raise InputError(f"image_size must halve {stages or 1} times, got {config['image_size']}")
     if config["norm"] == "instance" and height * width == 1:
-        raise ValueError(f"norm 'instance' needs maps of more than one pixel, and {done} stages end in a 1x1 map")
+        raise InputError(f"norm 'instance' needs maps of more than one pixel, and {done} stages end in a 1x1 map")
     base, cap = config["base_channels"], config["max_channels"] or float("inf")
     return sizes, [int(min(base * 2**stage, cap)) for stage in range(done)]
 
@@ -53,13 +55,13 @@ def validate_config(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
         elif get_origin(hint) is Literal:
             if type(value) not in {type(choice) for choice in get_args(hint)} or value not in get_args(hint):
                 choices = ", ".join(map(repr, get_args(hint)))
-                raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+                raise InputError(f"{name} must be one of {choices}, got {value!r}")
         elif hint is bool:
             if not isinstance(value, bool):
                 raise TypeError(f"{name} must be True or False, got {value!r}")
         elif hint is float:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be a number above 0, got {value!r}")
+                raise InputError(f"{name} must be a number above 0, got {value!r}")
         elif value is not None or NoneType not in get_args(hint):
             config[name] = _count(name, value)
     return config
@@ -74,7 +76,7 @@ def _count(name: str, value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        raise InputError(f"{name} must be at least 1, got {value}")
     return value
 
 
@@ -82,6 +84,6 @@ def _size(value: object) -> int | list[int]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return _count("image_size", value)
     if len(value) != 2:
-        raise ValueError(f"image_size must be one side or (height, width), got {value!r}")
+        raise InputError(f"image_size must be one side or (height, width), got {value!r}")
     height, width = (_count("image_size", side) for side in value)
     return height if height == width else [height, width]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dcgan._errors import InputError, MissingPackageError
 from dcgan.data._decoding import Decoded, Decoder
 from dcgan.data._packing import prefetch
 from dcgan.data._sources import open_source
@@ -53,7 +54,7 @@ def hash_folder(root: Path, *, workers: int, progress: "Callable[[int, int], Non
     try:
         import imagehash
     except ImportError as error:
-        raise ImportError('finding near-duplicates needs imagehash: pip install "dcgan[dedup]"') from error
+        raise MissingPackageError('finding near-duplicates needs imagehash: pip install "dcgan[dedup]"') from error
     from PIL import Image
 
     decoder = Decoder(open_source("folder", root), (_SIDE, _SIDE), 1, "squash")
@@ -93,7 +94,7 @@ def near_duplicates(hashes: np.ndarray, distance: int) -> np.ndarray:
         ValueError: If `distance` is out of range.
     """
     if not 0 <= distance <= BITS // 4:
-        raise ValueError(f"distance must be from 0 to {BITS // 4} bits, got {distance}")
+        raise InputError(f"distance must be from 0 to {BITS // 4} bits, got {distance}")
     edges = np.linspace(0, BITS, distance + 2).astype(int)
     found = [np.empty((0, 3), np.int64)]
     for first, last in pairwise(edges.tolist()):

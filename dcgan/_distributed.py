@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dcgan._errors import InputError
 from dcgan.ema import BATCH_NORMS
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def broadcast(networks: Sequence[nn.Module]) -> None:
     for rank, other in enumerate(layouts):
         if other != layouts[0]:
             ours, theirs = next(pair for pair in zip_longest(layouts[0], other) if pair[0] != pair[1])
-            raise ValueError(
+            raise InputError(
                 f"the networks of all processes must be the same, but process 0 has {ours}, and process {rank} {theirs}"
             )
     for _, tensor in tensors:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from dcgan import data
+from dcgan._errors import InputError
 from dcgan.data._sources import list_images, open_source
 
 if TYPE_CHECKING:
@@ -81,9 +82,9 @@ def load_labelled(
     import torch
 
     if name not in get_args(LabelledName):
-        raise ValueError(f"data must be one of the labelled sets {', '.join(get_args(LabelledName))}, got {name!r}")
+        raise InputError(f"data must be one of the labelled sets {', '.join(get_args(LabelledName))}, got {name!r}")
     if number is not None and number < 1:
-        raise ValueError(f"number must be at least 1, got {number}")
+        raise InputError(f"number must be at least 1, got {number}")
     dataset, has_split = _open(name, split, root)
     images = data.from_dataset(
         dataset,
@@ -105,16 +106,16 @@ def load_labelled(
     indices = np.sort(indices)
     pixels, labels = images.batch(indices).contiguous(), images.labels
     if labels is None:
-        raise ValueError(f"the set {name!r} has no labels")
+        raise InputError(f"the set {name!r} has no labels")
     return LabelledImages(pixels, torch.from_numpy(labels[indices]))
 
 
 def _open(name: str, split: Split, root: str | Path | None) -> tuple[Any, bool]:
     """Return the dataset of a split, or the whole one if it has no splits, and which of these it is."""
     if name == "folder" and root is None:
-        raise ValueError("the dataset 'folder' needs root, the folder of images")
+        raise InputError("the dataset 'folder' needs root, the folder of images")
     if name == "digits" and root is not None:
-        raise ValueError(f"the dataset 'digits' takes no root, got {root}: 'folder' reads the images of a folder")
+        raise InputError(f"the dataset 'digits' takes no root, got {root}: 'folder' reads the images of a folder")
     folder = data.cache_folder() / "sets" if root is None else Path(root).expanduser()
     source = open_source(name, folder)
     if name == "digits":
@@ -152,7 +153,7 @@ def _open_folder(root: Path, split: Split) -> tuple[ClassFolders, bool]:
     folders = ClassFolders(train), ClassFolders(test)
     if folders[0].classes != folders[1].classes:
         unshared = ", ".join(sorted(set(folders[0].classes) ^ set(folders[1].classes)))
-        raise ValueError(f"{train} and {test} must hold the same classes, but only one of them has {unshared}")
+        raise InputError(f"{train} and {test} must hold the same classes, but only one of them has {unshared}")
     return folders[0] if split == "train" else folders[1], True
 
 
@@ -170,11 +171,11 @@ class ClassFolders:
         self._root, self._files = root, list_images(root)
         parts = [Path(file).relative_to(root).parts for file in self._files]
         if loose := next((part[0] for part in parts if len(part) == 1), None):
-            raise ValueError(f"root must hold a folder of images for each class, but {root} holds the image {loose}")
+            raise InputError(f"root must hold a folder of images for each class, but {root} holds the image {loose}")
         self.classes = sorted({part[0] for part in parts})
         if len(self.classes) < 2:
             got = ", ".join(self.classes) or "none"
-            raise ValueError(f"root must hold folders of images for at least two classes, got {root} with {got}")
+            raise InputError(f"root must hold folders of images for at least two classes, got {root} with {got}")
         numbers = {name: number for number, name in enumerate(self.classes)}
         self._labels = [numbers[part[0]] for part in parts]
         digest = hashlib.sha256()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dcgan._choices import LoggerName
+from dcgan._errors import InputError, MissingPackageError
 from dcgan._files import atomic_write
 
 # What the keys of a record are called there: the part before the slash is the heading of a group of charts.
@@ -51,7 +52,7 @@ def open_loggers(
     """
     names = list(names)
     if unknown := [name for name in names if name not in _LOGGERS]:
-        raise ValueError(f"log must be of {', '.join(_LOGGERS)}, got {', '.join(unknown)}")
+        raise InputError(f"log must be of {', '.join(_LOGGERS)}, got {', '.join(unknown)}")
     loggers: list[Logger] = []
     try:
         for name in names:
@@ -68,7 +69,9 @@ class _TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError('logging to TensorBoard needs tensorboard: pip install "dcgan[tensorboard]"') from error
+            raise MissingPackageError(
+                'logging to TensorBoard needs tensorboard: pip install "dcgan[tensorboard]"'
+            ) from error
         # A new run purges nothing, but TensorBoard takes only the second purge for one.
         purge_step = 0 if resume_step is None else resume_step + 1
         self._writer: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
@@ -100,7 +103,7 @@ class _WeightsAndBiases:
         try:
             import wandb
         except ImportError as error:
-            raise ImportError('logging to Weights & Biases needs wandb: pip install "dcgan[wandb]"') from error
+            raise MissingPackageError('logging to Weights & Biases needs wandb: pip install "dcgan[wandb]"') from error
         import yaml
 
         folder = folder.resolve()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from dcgan._errors import InputError
+
 logger = logging.getLogger(__name__)
 
 # What may turn non-finite, in the order of blame: each explains the ones after it.
@@ -175,7 +177,7 @@ class StepMonitor:
             low, high = (value.item() for value in real.aminmax())
             warning = range_mismatch(low, high, self._value_range)
             if warning and high > _LARGEST_NORMALISED:
-                raise ValueError(warning)
+                raise InputError(warning)
             if warning and (low < 0 or len(real) >= _MIN_IMAGES_TO_WARN):  # one image may well be bright all over
                 self._warn(warning)
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from dcgan._choices import LearningRate
 from dcgan._compat import forget_scaled_step
 from dcgan._distributed import average_gradients
+from dcgan._errors import InputError
 
 _RATE_TIMES_WIDTH = 2e-4 * 128
 # How an update is computed, which depends on the device and not on the training state.
@@ -32,7 +33,7 @@ def learning_rate(network: nn.Module, lr: LearningRate) -> float:
     config = getattr(network, "config", None)
     width = config.get("base_channels") if isinstance(config, Mapping) else None
     if width is None:
-        raise ValueError(
+        raise InputError(
             f'lr="auto" needs the width of a network, config["base_channels"], which {type(network).__name__} does not '
             "have: pass g_lr and d_lr; the paper's rate is 2e-4 at width 128, and the rate goes with 1/width"
         )

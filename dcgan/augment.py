@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dcgan._choices import AugmentationName
+from dcgan._errors import InputError
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 """Differentiable function of images `(N, K, H, W)` and a random generator, returning images of the same shape."""
@@ -68,7 +69,7 @@ def get_augmentations(augmentations: Iterable[AugmentationName | Augmentation]) 
     given = list(augmentations)
     names = [item for item in given if isinstance(item, str)]
     if unknown := [name for name in names if name not in AUGMENTATIONS]:
-        raise ValueError(f"augmentations must be among {', '.join(AUGMENTATIONS)}, or functions, got {unknown[0]!r}")
+        raise InputError(f"augmentations must be among {', '.join(AUGMENTATIONS)}, or functions, got {unknown[0]!r}")
     ordered = [function for name, function in AUGMENTATIONS.items() if name in names]
     return ordered + [item for item in given if not isinstance(item, str)]
 

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from dcgan._errors import InputError
 from dcgan._files import atomic_write
 
 _NAME = re.compile(r"step-\d+\.pt")
@@ -29,7 +30,7 @@ def save(folder: Path, state: dict[str, Any], *, step: int, keep: int | None = 2
         ValueError: If `keep` is below 1.
     """
     if keep is not None and keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}")
+        raise InputError(f"keep must be at least 1, got {keep}")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}.pt"
     buffer = io.BytesIO()  # when torch itself writes to a full disk, it hides the OSError behind a RuntimeError
@@ -75,9 +76,9 @@ def load(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # RuntimeError, UnpicklingError, BadZipFile, KeyError, OSError, ... of a broken file
         reason = "it holds other things" if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
-        raise ValueError(f"{path} is not a complete training state: {reason or type(error).__name__}") from error
+        raise InputError(f"{path} is not a complete training state: {reason or type(error).__name__}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{path} must contain a dictionary, got {type(state).__name__}")  # noqa: TRY004 - the file's fault
+        raise InputError(f"{path} must contain a dictionary, got {type(state).__name__}")
     return state
 
 
@@ -89,7 +90,7 @@ def _verify(file: BinaryIO) -> None:
     """
     with zipfile.ZipFile(file) as archive:
         if damaged := archive.testzip():
-            raise ValueError(f"its part {damaged} is damaged: its checksum is another")
+            raise InputError(f"its part {damaged} is damaged: its checksum is another")
         # torch takes a part with attributes for a folder, and reads nothing.
         if any(part.external_attr for part in archive.infolist()):
-            raise ValueError("its table of contents is damaged")
+            raise InputError("its table of contents is damaged")

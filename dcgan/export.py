@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from dcgan._config import sides
+from dcgan._errors import MissingPackageError
 from dcgan._files import atomic_write
 from dcgan._modules import eval_mode
 from dcgan.hub._pretrained import Pretrained
@@ -51,11 +52,11 @@ def _expect_exporter() -> None:
         import onnx  # noqa: F401 - torch imports both, and says less when they are missing
         import onnxscript  # noqa: F401 - likewise
     except ImportError as error:
-        raise ImportError(f"exporting to ONNX needs onnx and onnxscript: {remedy}") from error
+        raise MissingPackageError(f"exporting to ONNX needs onnx and onnxscript: {remedy}") from error
     installed = version("onnxscript")
     if [int(part) for part in re.findall(r"\d+", installed)[:3]] < [0, 7, 1]:
         # Earlier ones mistake pixel_unshuffle, the discriminator's first layer, for another order of channels.
-        raise ImportError(f"onnxscript {installed} exports discriminators that give wrong results: {remedy}")
+        raise MissingPackageError(f"onnxscript {installed} exports discriminators that give wrong results: {remedy}")
 
 
 def example_input(network: Pretrained) -> torch.Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dcgan._choices import Precision
+from dcgan._errors import InputError
 from dcgan._modules import copy_module, eval_mode
 from dcgan._precision import autocast
 from dcgan.ema import estimate_batchnorm_statistics
@@ -69,7 +70,7 @@ def pooled_features(
         ValueError: If images or activations have another shape or type, or `grid` or `batch_size` is below 1.
     """
     if grid < 1 or batch_size < 1:
-        raise ValueError(f"grid and batch_size must be at least 1, got {grid} and {batch_size}")
+        raise InputError(f"grid and batch_size must be at least 1, got {grid} and {batch_size}")
     _expect_images("images", images)
     device, dtype = images.device, torch.float32
     stages: Any = network
@@ -173,11 +174,11 @@ def linear_probe(
     train_x, train_y = _expect_labelled("features", features, "labels", labels)
     test_x, test_y = _expect_labelled("test_features", test_features, "test_labels", test_labels)
     if train_x.shape[1] != test_x.shape[1]:
-        raise ValueError(f"features and test_features must be as many, got {train_x.shape[1]} and {test_x.shape[1]}")
+        raise InputError(f"features and test_features must be as many, got {train_x.shape[1]} and {test_x.shape[1]}")
     _expect_protocol(regularizations, per_class, validation_draws, draws)
     validation = min(10_000, len(train_x) // 5) if validation is None else validation
     if not 1 <= validation < len(train_x):
-        raise ValueError(f"validation must leave some of the {len(train_x)} training images, got {validation}")
+        raise InputError(f"validation must leave some of the {len(train_x)} training images, got {validation}")
     order = np.random.default_rng((seed, 0)).permutation(len(train_x))
     held, rest = order[:validation], order[validation:]
 
@@ -232,11 +233,11 @@ def nearest_neighbors(
         ValueError: If queries and references differ in shape, or there are fewer than `k` references.
     """
     if queries.shape[1:] != references.shape[1:]:
-        raise ValueError(
+        raise InputError(
             f"queries and references must have one shape, got {tuple(queries.shape)} and {tuple(references.shape)}"
         )
     if not 1 <= k <= len(references):
-        raise ValueError(f"k must be from 1 to {len(references)}, the number of references, got {k}")
+        raise InputError(f"k must be from 1 to {len(references)}, the number of references, got {k}")
     queries, references = (_as_points(x) for x in (queries, references))
     distances, indices = [], []
     for batch in torch.split(queries, batch_size):
@@ -268,7 +269,7 @@ def classify_by_neighbor(queries: Tensor, references: Tensor, labels: Tensor, *,
         ValueError: If there is not a label for each reference, or as for `nearest_neighbors`.
     """
     if labels.shape != (len(references),):
-        raise ValueError(f"labels must have shape ({len(references)},), got {tuple(labels.shape)}")
+        raise InputError(f"labels must have shape ({len(references)},), got {tuple(labels.shape)}")
     _, indices = nearest_neighbors(queries, references, batch_size=batch_size)
     return labels.to(indices.device)[indices[:, 0]]
 
@@ -278,7 +279,7 @@ def _pool(activations: Activations, grid: int) -> Tensor:
     maps = list(maps.values()) if isinstance(maps, Mapping) else list(maps)
     if not maps or any(not isinstance(m, Tensor) or m.dim() != 4 for m in maps):
         got = ", ".join(str(tuple(m.shape)) if isinstance(m, Tensor) else type(m).__name__ for m in maps)
-        raise ValueError(f"features must be maps (N, C, h, w), got {got or 'none'}")
+        raise InputError(f"features must be maps (N, C, h, w), got {got or 'none'}")
     pooled = []
     for m in maps:
         on = torch.device("cpu") if m.device.type == "mps" else m.device  # whose pooling needs sizes that divide evenly
@@ -294,7 +295,7 @@ def _whole_batches(images: Tensor, size: int) -> Iterator[Tensor]:
 
 def _expect_images(name: str, images: Tensor) -> None:
     if images.dim() != 4 or not len(images) or not (images.is_floating_point() or images.dtype == torch.uint8):
-        raise ValueError(
+        raise InputError(
             f"{name} must be (N, K, H, W), floating-point or uint8, at least one, got {tuple(images.shape)} of "
             f"{images.dtype}"
         )
@@ -302,15 +303,15 @@ def _expect_images(name: str, images: Tensor) -> None:
 
 def _expect_labelled(name: str, features: Tensor, label_name: str, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
     if features.dim() != 2 or not len(features):
-        raise ValueError(f"{name} must have shape (N, F), got {tuple(features.shape)}")
+        raise InputError(f"{name} must have shape (N, F), got {tuple(features.shape)}")
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise TypeError(f"{label_name} must be integers, got {labels.dtype}")
     if labels.shape != (len(features),):
-        raise ValueError(
+        raise InputError(
             f"{label_name} must have shape ({len(features)},), as there are {name}, got {tuple(labels.shape)}"
         )
     if not features.isfinite().all():
-        raise ValueError(f"some of {name} are not finite")
+        raise InputError(f"some of {name} are not finite")
     return features.detach().float().cpu().numpy(), labels.cpu().numpy()
 
 
@@ -318,9 +319,9 @@ def _expect_protocol(
     regularizations: Sequence[float], per_class: int | None, validation_draws: int, draws: int
 ) -> None:
     if not regularizations or min(regularizations) <= 0:
-        raise ValueError(f"regularizations must be positive numbers, at least one, got {tuple(regularizations)}")
+        raise InputError(f"regularizations must be positive numbers, at least one, got {tuple(regularizations)}")
     if per_class is not None and min(per_class, validation_draws, draws) < 1:
-        raise ValueError(
+        raise InputError(
             f"per_class, validation_draws and draws must be at least 1, got {per_class}, {validation_draws} and {draws}"
         )
 
@@ -331,7 +332,7 @@ def _draw_per_class(labels: np.ndarray, indices: np.ndarray, count: int, *, seed
     for label in np.unique(labels):
         own = indices[labels[indices] == label]
         if len(own) < count:
-            raise ValueError(
+            raise InputError(
                 f"per_class must be at most {len(own)}, the training images of class {label} that are not for "
                 f"validation, got {count}"
             )

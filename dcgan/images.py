@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dcgan._errors import InputError, MissingPackageError
 from dcgan._files import atomic_write
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ def grid(images: Tensor, *, columns: int | None = None, gap: int = 2) -> Tensor:
         ValueError: If there is no image, or `columns` is below 1.
     """
     if not len(images):
-        raise ValueError("a grid needs at least one image")
+        raise InputError("a grid needs at least one image")
     columns = ceil(sqrt(len(images))) if columns is None else columns
     if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
+        raise InputError(f"columns must be at least 1, got {columns}")
     columns = min(columns, len(images))
     padded = pad(images, (0, gap, 0, gap, 0, 0, 0, -len(images) % columns))
     joined = rearrange(padded, "(rows columns) k h w -> k (rows h) (columns w)", columns=columns)
@@ -101,7 +102,7 @@ def caption(images: Tensor, texts: Sequence[str]) -> Tensor:
     from PIL import Image, ImageDraw, ImageFont
 
     if len(texts) != len(images):
-        raise ValueError(f"there must be a text for each of {len(images)} images, got {len(texts)}")
+        raise InputError(f"there must be a text for each of {len(images)} images, got {len(texts)}")
     font, width = ImageFont.load_default_imagefont(), images.shape[3]
     lines = images.new_zeros(*images.shape[:2], 12, width)
     for line, text in zip(lines, texts, strict=True):
@@ -131,7 +132,7 @@ def save_png(path: Path, image: Tensor) -> None:
         ValueError: If it has another shape or type.
     """
     if image.dtype != torch.uint8 or image.dim() != 3 or len(image) not in (1, 3, 4):
-        raise ValueError(f"image must be uint8 (1, 3 or 4, H, W), got {tuple(image.shape)} of {image.dtype}")
+        raise InputError(f"image must be uint8 (1, 3 or 4, H, W), got {tuple(image.shape)} of {image.dtype}")
     pixels = rearrange(image, "k h w -> h w k").cpu().contiguous().numpy()
     with atomic_write(path) as file:
         file.write(encode_png(pixels))
@@ -202,13 +203,13 @@ def expect_video_encoder() -> None:
     try:
         import av  # noqa: F401 - only to see whether it can be imported
     except ImportError as error:
-        raise ImportError("writing a video needs the package av: pip install av") from error
+        raise MissingPackageError("writing a video needs the package av: pip install av") from error
 
 
 def _rgb_frames(images: Tensor) -> np.ndarray:
     """Return uint8 images `(N, K, H, W)` as `(N, H, W, 3)`, without their alpha."""
     if images.dtype != torch.uint8 or images.dim() != 4 or not len(images) or images.shape[1] not in (1, 3, 4):
-        raise ValueError(f"frames must be uint8 (N, 1, 3 or 4, H, W), got {tuple(images.shape)} of {images.dtype}")
+        raise InputError(f"frames must be uint8 (N, 1, 3 or 4, H, W), got {tuple(images.shape)} of {images.dtype}")
     colour = images[:, :3].expand(-1, 3, -1, -1)
     return rearrange(colour, "n k h w -> n h w k").cpu().contiguous().numpy()
 
@@ -230,7 +231,7 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         ValueError: If there is no record.
     """
     if not records:
-        raise ValueError("curves need at least one record")
+        raise InputError("curves need at least one record")
     with _quiet_matplotlib():
         pixels = _draw_curves(records)
     with atomic_write(path) as file:
@@ -248,7 +249,7 @@ def save_errors(path: Path, errors: Mapping[str, Sequence[float]]) -> None:
         ValueError: If there is no curve.
     """
     if not errors:
-        raise ValueError("there must be at least one curve of errors")
+        raise InputError("there must be at least one curve of errors")
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

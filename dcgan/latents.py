@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dcgan._choices import Distribution
+from dcgan._errors import InputError
 from dcgan._modules import eval_mode
 
 Interpolation = Callable[[Tensor, Tensor, float | Tensor], Tensor]
@@ -37,7 +38,7 @@ def derive_seed(*words: int) -> int:
         ValueError: If a word is negative or has more than 64 bits.
     """
     if any(not 0 <= word < 2**64 for word in words):
-        raise ValueError(f"seeds must be non-negative integers of at most 64 bits, got {words}")
+        raise InputError(f"seeds must be non-negative integers of at most 64 bits, got {words}")
     halves = [half for word in words for half in divmod(word, 2**32)]  # so that every word has the same length
     return int(np.random.SeedSequence(halves).generate_state(1, np.uint64)[0])
 
@@ -58,13 +59,13 @@ def sample_latents(
         latents = distribution(shape, rng)
         if not isinstance(latents, Tensor) or latents.shape != shape:
             got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
-            raise ValueError(f"the function that draws latents must return a tensor {shape}, got {got}")
+            raise InputError(f"the function that draws latents must return a tensor {shape}, got {got}")
         return latents.to(rng.device, dtype)
     if distribution == "normal":
         return torch.randn(shape, generator=rng, device=rng.device, dtype=dtype)
     if distribution == "uniform":
         return torch.rand(shape, generator=rng, device=rng.device, dtype=dtype) * 2 - 1
-    raise ValueError(f"distribution must be 'normal', 'uniform' or a function, got {distribution!r}")
+    raise InputError(f"distribution must be 'normal', 'uniform' or a function, got {distribution!r}")
 
 
 def seeded_latents(
@@ -79,7 +80,7 @@ def seeded_latents(
     """
     for name, value in {"n": n, "start": start, "seed": seed}.items():
         if value < 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
+            raise InputError(f"{name} must not be negative, got {value}")
     first, last = start // _BLOCK_SIZE, -(-(start + n) // _BLOCK_SIZE)
     blocks = [torch.empty(0, latent_dim, device="cpu", dtype=torch.float32)]  # for n = 0
     for block in range(first, last):
@@ -96,7 +97,7 @@ def pick_latents(picks: Sequence[tuple[int, int]], latent_dim: int, *, distribut
         ValueError: If there is none, or if a seed or an index is negative.
     """
     if not picks:
-        raise ValueError("picks must name at least one latent as (seed, index), got none")
+        raise InputError("picks must name at least one latent as (seed, index), got none")
     latents = [seeded_latents(1, latent_dim, seed=s, start=i, distribution=distribution) for s, i in picks]
     return torch.cat(latents)
 
@@ -151,9 +152,9 @@ def walk(points: Tensor, steps: int, *, interpolate: Interpolation = slerp) -> T
         ValueError: If there are fewer than two points, or `steps` is below 1.
     """
     if points.dim() != 2 or len(points) < 2:
-        raise ValueError(f"points must have shape (P, Z) with P at least 2, got {tuple(points.shape)}")
+        raise InputError(f"points must have shape (P, Z) with P at least 2, got {tuple(points.shape)}")
     if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+        raise InputError(f"steps must be at least 1, got {steps}")
     t = torch.arange(steps, device=points.device) / steps
     path = interpolate(points[:-1, None], points[1:, None], t)  # (P - 1, steps, Z)
     return torch.cat([path.flatten(0, 1), points[-1:]])
@@ -179,7 +180,7 @@ def combine_means(plus: Sequence[Tensor], minus: Sequence[Tensor] = ()) -> Tenso
     groups = [*plus, *minus]
     if not groups or any(group.dim() != 2 or not len(group) for group in groups):
         shapes = [tuple(group.shape) for group in groups]
-        raise ValueError(f"each group must be latents (N, Z), at least one, and there must be a group; got {shapes}")
+        raise InputError(f"each group must be latents (N, Z), at least one, and there must be a group; got {shapes}")
     signs = [1] * len(plus) + [-1] * len(minus)
     return torch.stack([sign * group.mean(0) for sign, group in zip(signs, groups, strict=True)]).sum(0)
 
@@ -268,7 +269,7 @@ def project(
         ValueError: If there is no image or no start, `steps` is below 1, or the generator's images have another shape.
     """
     if not len(targets) or starts.dim() != 2 or not len(starts) or steps < 1:
-        raise ValueError(
+        raise InputError(
             "targets (N, K, H, W), starts (S, Z) and steps must be at least one each, "
             f"got {tuple(targets.shape)}, {tuple(starts.shape)} and {steps}"
         )
@@ -281,7 +282,7 @@ def project(
             images = generator(z)
             if images.shape != repeated.shape:
                 expected = ", ".join(map(str, images.shape[1:]))
-                raise ValueError(f"targets must have the shape (N, {expected}), got {tuple(targets.shape)}")
+                raise InputError(f"targets must have the shape (N, {expected}), got {tuple(targets.shape)}")
             errors = error(images, repeated)
             history.append(errors.detach())
             if step < steps:

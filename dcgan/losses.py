@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from dcgan._choices import LossName
+from dcgan._errors import InputError
 
 
 def probability(logits: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ def get_loss(loss: LossName | Loss, *, label_smoothing: float = 0.0) -> Loss:
     name = loss if isinstance(loss, str) else "this Loss"
     if isinstance(loss, str):
         if loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, or a Loss, got {loss!r}")
+            raise InputError(f"loss must be one of {', '.join(LOSSES)}, or a Loss, got {loss!r}")
         loss = LOSSES[loss]
     if not label_smoothing:
         return loss
@@ -112,7 +113,7 @@ def get_loss(loss: LossName | Loss, *, label_smoothing: float = 0.0) -> Loss:
         with_targets = [
             key for key, value in LOSSES.items() if "real_target" in signature(value.discriminator).parameters
         ]
-        raise ValueError(f"label_smoothing needs a loss with targets ({', '.join(with_targets)}), got {name!r}")
+        raise InputError(f"label_smoothing needs a loss with targets ({', '.join(with_targets)}), got {name!r}")
     return loss._replace(discriminator=partial(loss.discriminator, real_target=1 - label_smoothing))
 
 

@@ -38,6 +38,7 @@ from dcgan._choices import (
     StemNorm,
     Upsample,
 )
+from dcgan._errors import InputError
 from dcgan.architectures import ARCHITECTURES
 
 _A_FIELD = "lines such as 'steps: 1000'"
@@ -227,14 +228,14 @@ class Recipe:
             ValueError: If a field is out of range or contradicts another.
         """
         if self.steps is not None and self.epochs is not None:
-            raise ValueError(f"steps and epochs exclude each other, got {self.steps} and {self.epochs}")
+            raise InputError(f"steps and epochs exclude each other, got {self.steps} and {self.epochs}")
         for names, fits, bounds in _RANGES:
             for name in names:
                 value = getattr(self, name)
                 if value not in (None, "auto") and not fits(value):
-                    raise ValueError(f"{name} must be {bounds}, got {value}")
+                    raise InputError(f"{name} must be {bounds}, got {value}")
         if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
+            raise InputError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
         architecture = ARCHITECTURES[self.architecture]
         defaults = _DEFAULTS | _dataset_defaults(self.data)
         defaults |= {name: value for name, value in architecture.items() if name in defaults}
@@ -276,9 +277,9 @@ class Recipe:
             values = upgrade_fields(read_fields(text))
             recipe = cls(**{name: _convert(name, value) for name, value in values.items()})
         except (TypeError, ValueError) as error:
-            raise ValueError(f"not a recipe: {error}") from error
+            raise InputError(f"not a recipe: {error}") from error
         if not values:
-            raise ValueError("not a recipe: it sets no field")
+            raise InputError("not a recipe: it sets no field")
         return recipe
 
     def changes(self, other: "Recipe") -> list[str]:
@@ -324,7 +325,7 @@ def load_recipe(name_or_path: str | PathLike[str]) -> Recipe:
     try:
         return Recipe.from_yaml(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
 
 
 def find_recipe(name_or_path: str | PathLike[str]) -> Path:
@@ -335,7 +336,7 @@ def find_recipe(name_or_path: str | PathLike[str]) -> Path:
     if path.is_file():
         return path
     if name_or_path == path.stem:
-        raise ValueError(f"recipe must be a file or one of {', '.join(_NAMES)}, got {name_or_path!r}")
+        raise InputError(f"recipe must be a file or one of {', '.join(_NAMES)}, got {name_or_path!r}")
     raise FileNotFoundError(f"there is no recipe file {path}")
 
 
@@ -349,14 +350,14 @@ def read_fields(text: str | bytes) -> dict[str, Any]:
         values = yaml.safe_load(text.decode() if isinstance(text, bytes) else text) or {}
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"line {line} is not text in UTF-8") from error
+        raise InputError(f"line {line} is not text in UTF-8") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ValueError(f"line {line} is not YAML: {error.problem}; expected {_A_FIELD}") from error
+        raise InputError(f"line {line} is not YAML: {error.problem}; expected {_A_FIELD}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"it is not YAML: {str(error).partition(chr(10))[0]}; expected {_A_FIELD}") from error
+        raise InputError(f"it is not YAML: {str(error).partition(chr(10))[0]}; expected {_A_FIELD}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"it holds a {type(values).__name__}; expected {_A_FIELD}")  # noqa: TRY004 - the file's fault
+        raise InputError(f"it holds a {type(values).__name__}; expected {_A_FIELD}")
     return {str(name).replace("-", "_"): value for name, value in values.items() if name != "description"}
 
 
@@ -371,7 +372,7 @@ def parse_image_size(text: str) -> int | tuple[int, int]:
     except ValueError:
         sides = []
     if len(sides) not in (1, 2):
-        raise ValueError(f"image size must be SIDE or HEIGHTxWIDTH, got {text}")
+        raise InputError(f"image size must be SIDE or HEIGHTxWIDTH, got {text}")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
@@ -386,7 +387,7 @@ def _dataset_defaults(data: str) -> dict[str, Any]:
 def _convert(name: str, value: Any) -> Any:
     """Return the value of a field as YAML has it in the type of the field, as the command line reads it."""
     if name not in _HINTS:
-        raise ValueError(f"there is no field {name!r}")
+        raise InputError(f"there is no field {name!r}")
     hint = _HINTS[name]
     kinds = {hint, *get_args(hint)}  # of `float | None`, both
     named = {choice for kind in kinds for choice in get_args(kind)}  # no normalisation is named "none"
@@ -404,7 +405,7 @@ def _convert(name: str, value: Any) -> Any:
         return float(value)  # YAML takes 2e-4 for a text
     if int in kinds and isinstance(value, str | float):
         if float(value) != int(float(value)):
-            raise ValueError(f"{name} must be a whole number, got {value}")
+            raise InputError(f"{name} must be a whole number, got {value}")
         return int(float(value))
     return value
 

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from dcgan import _build, _log, checkpoint, data, ema, images
+from dcgan._errors import InputError
 from dcgan._files import atomic_write
 from dcgan._loggers import Logger, open_loggers
 from dcgan._optim import RateDecay
@@ -76,7 +77,7 @@ class Run:
         lock: FileLock,
     ):
         if recipe.batch_size is None:
-            raise ValueError("recipe must be resolved")
+            raise InputError("recipe must be resolved")
         self.folder, self.recipe, self.images, self.trainer = folder, recipe, images, trainer
         self.batch_size = recipe.batch_size
         per_epoch = data.Batches(images, self.batch_size).steps_per_epoch
@@ -173,17 +174,17 @@ class Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         if len(self.images) != state["images"]:
-            raise ValueError(
+            raise InputError(
                 f"the dataset has {len(self.images)} images, but had {state['images']} when training began"
             )
         kind, _, content = state.get("fingerprint", "").partition(":")  # none before 0.3
         if (now := self.images.fingerprint.partition(":"))[0] == kind and now[2] != content:
-            raise ValueError("the dataset has as many images as when training began, but other ones")
+            raise InputError("the dataset has as many images as when training began, but other ones")
         self._decay.set(state["trainer"]["steps"])  # so that the state's rates are no news
         self.trainer.load_state_dict(state["trainer"])
         self._decay.set(self.trainer.steps)
         if self.trainer.steps > self.steps:
-            raise ValueError(
+            raise InputError(
                 f"{self.folder} is already at step {self.trainer.steps}, beyond the requested {self.steps} steps"
             )
         self._sums = {name: value.to(self.trainer.device) for name, value in state["sums"].items()}
@@ -529,7 +530,7 @@ def _load_newest(folder: Path) -> dict[str, Any]:
         return checkpoint.load(newest)
     except ValueError as error:
         remedy = f"remove it to resume from {earlier[-1].name}" if earlier else "no other is kept: start again"
-        raise ValueError(f"{error}; {remedy}") from error
+        raise InputError(f"{error}; {remedy}") from error
 
 
 def _expect_recipe_of(state: dict[str, Any], stored: Recipe, path: Path) -> None:
@@ -539,7 +540,7 @@ def _expect_recipe_of(state: dict[str, Any], stored: Recipe, path: Path) -> None
     trained = Recipe.from_yaml(state["recipe"])
     if edited := [name for name in stored.changes(trained) if name not in RESUMABLE]:
         values = ", ".join(f"{name} is {getattr(stored, name)} instead of {getattr(trained, name)}" for name in edited)
-        raise ValueError(f"{path} is not the recipe of this run any more: {values}")
+        raise InputError(f"{path} is not the recipe of this run any more: {values}")
 
 
 def _build_networks(state: dict[str, Any], folder: Path) -> tuple[Generator, Discriminator]:
@@ -560,7 +561,7 @@ def _extend(folder: Path, stored: Recipe, recipe: Recipe) -> Recipe:
     recipe = recipe.resolve()
     resumable = RESUMABLE - {"steps", "epochs"} if stored.lr_decay else RESUMABLE  # its rates lead to its last step
     if fixed := [name for name in recipe.changes(stored) if name not in resumable]:
-        raise ValueError(
+        raise InputError(
             f"a resumed run cannot change {', '.join(fixed)}; it can change {', '.join(sorted(resumable))}. A new run "
             "that starts from its networks can:\n"
             f"  {shlex.join(['dcgan', 'train', '--from', str(folder), *recipe.options(recipe.changes(stored))])}"

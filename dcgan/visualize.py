@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - as everywhere in PyTorch
 from einops import rearrange
 from torch import Tensor, nn
 
+from dcgan._errors import InputError
 from dcgan._modules import Module, copy_module, eval_mode
 from dcgan.ema import estimate_batchnorm_statistics
 from dcgan.latents import derive_seed
@@ -43,7 +44,7 @@ class Stage(nn.Module):
         network: Any = self.network
         maps: dict[str, Tensor] = network.features(images)
         if self.name not in maps:
-            raise ValueError(f"stage must be one of {', '.join(maps)}, got {self.name!r}")
+            raise InputError(f"stage must be one of {', '.join(maps)}, got {self.name!r}")
         return maps[self.name]
 
 
@@ -122,7 +123,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
 
 def _expect_chain(got: torch.Size, expected: torch.Size) -> None:
     if got != expected:
-        raise ValueError(
+        raise InputError(
             "stage must apply its convolutions and pools one after the other, but a map of "
             f"{got[0]}x{got[1]} follows one of {expected[0]}x{expected[1]}"
         )
@@ -158,7 +159,7 @@ def strongest_responses(stage: nn.Module, batches: Iterable[Tensor], k: int) -> 
         ValueError: If there are fewer than `k` images, or `k` is below 1.
     """
     if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+        raise InputError(f"k must be at least 1, got {k}")
     values = images = positions = torch.empty(0)
     count, width = 0, 1
     with eval_mode(stage):
@@ -173,7 +174,7 @@ def strongest_responses(stage: nn.Module, batches: Iterable[Tensor], k: int) -> 
             images, positions = index.gather(0, chosen), where.gather(0, chosen)
             count, width = count + len(batch), maps.shape[3]
     if count < k:
-        raise ValueError(f"there must be at least k = {k} images, got {count}")
+        raise InputError(f"there must be at least k = {k} images, got {count}")
     return Responses(values.T, images.T, positions.T // width, positions.T % width)
 
 
@@ -199,7 +200,7 @@ def guided_backprop(stage: nn.Module, images: Tensor, features: Tensor, rows: Te
     """
     activations = [module for module in stage.modules() if isinstance(module, nn.ReLU | nn.LeakyReLU)]
     if not activations:
-        raise ValueError(
+        raise InputError(
             f"guided backpropagation needs nn.ReLU or nn.LeakyReLU modules, {type(stage).__name__} has none"
         )
     hooks = [module.register_forward_hook(_pass_positive_gradients) for module in activations]
@@ -258,7 +259,7 @@ def first_layer_filters(network: nn.Module) -> Tensor:
     """
     convolution = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     if convolution is None:
-        raise ValueError(f"network must have an nn.Conv2d among its modules, {type(network).__name__} has none")
+        raise InputError(f"network must have an nn.Conv2d among its modules, {type(network).__name__} has none")
     return normalize(convolution.weight.detach())
 
 
@@ -294,7 +295,7 @@ def layer_output(network: nn.Module, layer: nn.Module, inputs: Tensor) -> Tensor
     finally:
         hook.remove()
     if not outputs:
-        raise ValueError(f"layer must be a part of the network that it calls; {type(layer).__name__} was not called")
+        raise InputError(f"layer must be a part of the network that it calls; {type(layer).__name__} was not called")
     return outputs[-1]
 
 
@@ -313,7 +314,7 @@ def box_masks(boxes: Sequence[tuple[int, int, int, int, int]], n: int, image_siz
     masks = torch.zeros(n, *image_size, dtype=torch.bool)
     for index, left, top, right, bottom in boxes:
         if not (0 <= index < n and 0 <= left < right <= image_size[1] and 0 <= top < bottom <= image_size[0]):
-            raise ValueError(
+            raise InputError(
                 f"each box must be (index, left, top, right, bottom) within {n} images of "
                 f"{image_size[0]}x{image_size[1]}, got {(index, left, top, right, bottom)}"
             )
@@ -341,14 +342,14 @@ def feature_weights(maps: Tensor, masks: Tensor, *, seed: int = 0) -> Tensor:
     from sklearn.linear_model import LogisticRegression
 
     if maps.dim() != 4 or masks.dim() != 3 or len(maps) != len(masks):
-        raise ValueError(
+        raise InputError(
             "maps (N, F, h, w) and masks (N, H, W) must be of the same images, "
             f"got {tuple(maps.shape)} and {tuple(masks.shape)}"
         )
     inside = F.interpolate(masks[:, None].cpu().float(), maps.shape[2:], mode="area").flatten() >= 0.5
     positives, negatives = inside.nonzero().flatten(), (~inside).nonzero().flatten()
     if not len(positives) or not len(negatives):
-        raise ValueError(
+        raise InputError(
             f"masks must mark some of the {inside.numel()} positions of the maps, but not all, got {len(positives)}: "
             "mark larger regions, or take a stage of higher resolution"
         )
@@ -371,7 +372,7 @@ def drop_features(layer: nn.Module, dropped: Tensor) -> Iterator[None]:
 
     def zero(_: nn.Module, __: tuple[Tensor, ...], maps: Tensor) -> Tensor:
         if dropped.shape != maps.shape[1:2]:
-            raise ValueError(f"dropped must have shape ({maps.shape[1]},), got {tuple(dropped.shape)}")
+            raise InputError(f"dropped must have shape ({maps.shape[1]},), got {tuple(dropped.shape)}")
         return maps.masked_fill(dropped.to(maps.device)[:, None, None], 0)
 
     hook = layer.register_forward_hook(zero)

@@ -23,6 +23,7 @@ import torchvision
 
 import dcgan
 from dcgan._choices import ArchitectureName, CompileMode, Precision, Workload
+from dcgan._errors import InputError
 from dcgan.architectures import ARCHITECTURES
 from dcgan.models import Generator
 
@@ -121,9 +122,9 @@ def benchmark(
     """
     for name, value, minimum in (("repeats", repeats, 1), ("batch_size", batch_size, 2), ("samples", samples, 1)):
         if value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+            raise InputError(f"{name} must be at least {minimum}, got {value}")
     if unknown := [workload for workload in workloads if workload not in WORKLOADS]:
-        raise ValueError(f"workloads must be among {', '.join(WORKLOADS)}, got {unknown[0]!r}")
+        raise InputError(f"workloads must be among {', '.join(WORKLOADS)}, got {unknown[0]!r}")
     device = torch.device(device)
     images = max(512, 2 * batch_size) if device.type == "cpu" else max(4096, 8 * batch_size)
     settings: dict[str, Any] = {

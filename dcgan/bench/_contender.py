@@ -21,6 +21,7 @@ from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcgan._allocator import keep_memory
+from dcgan._errors import InputError
 from dcgan._precision import DTYPES
 from dcgan.generate import default_batch_size, write_images
 from dcgan.models import Discriminator, Generator, weights_init
@@ -272,7 +273,7 @@ def tutorial_networks(*, image_size: int, channels: int, base_channels: int) -> 
     """
     depth = image_size.bit_length() - 4  # layers between the 4×4 map and the image
     if image_size != 8 * 2**depth or depth < 1:
-        raise ValueError(f"image_size must be a power of two, at least 16, got {image_size}")
+        raise InputError(f"image_size must be a power of two, at least 16, got {image_size}")
     width = base_channels * 2**depth
     up: list[nn.Module] = [
         nn.ConvTranspose2d(100, width, 4, 1, 0, bias=False),

@@ -19,6 +19,7 @@ import torch
 
 from dcgan import _build
 from dcgan._choices import DatasetName
+from dcgan._errors import InputError
 from dcgan._files import atomic_write, read_json_lines
 from dcgan._optim import RateDecay
 from dcgan._quality import Evaluator
@@ -49,12 +50,12 @@ class Subject(NamedTuple):
         """
         name, _, size = text.rpartition(":")
         if not name or not size.isdecimal():
-            raise ValueError(f"a set must be NAME:SIZE or FOLDER:SIZE, such as digits:32, got {text!r}")
+            raise InputError(f"a set must be NAME:SIZE or FOLDER:SIZE, such as digits:32, got {text!r}")
         if name in get_args(DatasetName):
             needs_none = name in ("digits", "fake")
             return cls(name, None if needs_none else root, int(size))  # type: ignore[arg-type]  # it is one of them
         if not Path(name).is_dir():
-            raise ValueError(f"a set must be {', '.join(get_args(DatasetName))} or a folder, got {name!r}")
+            raise InputError(f"a set must be {', '.join(get_args(DatasetName))} or a folder, got {name!r}")
         return cls("folder", Path(name), int(size))
 
     @property
@@ -92,7 +93,7 @@ def run_suite(
     ]
     by_label = {subject.label: subject for subject in subjects}
     if len(by_label) < len(subjects):
-        raise ValueError(f"sets must differ in name or size, got {', '.join(subject.label for subject in subjects)}")
+        raise InputError(f"sets must differ in name or size, got {', '.join(subject.label for subject in subjects)}")
     rows = read_json_lines(out)
     with atomic_write(out) as finished:  # without a line that was cut off
         finished.write("".join(json.dumps(row) + "\n" for row in rows).encode())

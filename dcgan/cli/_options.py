@@ -10,6 +10,7 @@ from cyclopts.config import Dict
 from cyclopts.validators import Number
 
 from dcgan._choices import AugmentationName, LoggerName
+from dcgan._errors import InputError
 from dcgan.cli._terminal import UsageError, exit_on_error
 from dcgan.recipe import Recipe, find_recipe, parse_image_size, read_fields, upgrade_fields
 
@@ -25,7 +26,7 @@ def _read_integer(_: Any, tokens: Sequence[Token]) -> int | None:
     try:
         return int(word)  # cyclopts itself would round 2.5
     except ValueError:
-        raise ValueError(f"expected a whole number, got {word!r}") from None
+        raise InputError(f"expected a whole number, got {word!r}") from None
 
 
 def _read_step(_: Any, tokens: Sequence[Token]) -> int | str | None:

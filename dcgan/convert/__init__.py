@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dcgan._choices import Activation, Distribution, Output
 from dcgan._config import pyramid
+from dcgan._errors import InputError
 from dcgan._files import atomic_write
 from dcgan.convert._build import Found, build
 from dcgan.convert._chains import (
@@ -149,28 +150,28 @@ def convert(
     notes: list[str] = []
     found = [network for file in files for network in _find_networks(file, keys, revision, notes)]
     if not found:
-        raise ValueError("files must name at least one file")
+        raise InputError("files must name at least one file")
     available = sorted({network.chain.key for network in found})
     if unknown := [key for key in keys if key not in available]:
         known = ", ".join(map(repr, filter(None, available))) or "none: the only network has no key"
-        raise ValueError(f"keys must be among {known}, got {unknown[0]!r}")
+        raise InputError(f"keys must be among {known}, got {unknown[0]!r}")
     g, d = _select(found, Generator, keys), _select(found, Discriminator, keys)
     layers: list[str] = []
     options = {"norm_eps": norm_eps, "activation": activation, "slope": slope}
     own = {"latent": latent, "stem_activation": stem_activation, "output": output}
     generator = build(Generator, g, image_size, options | own, notes, layers) if g else None
     if generator is not None and latent_dim not in (None, generator.config["latent_dim"]):
-        raise ValueError(f"the generator takes latents of length {generator.config['latent_dim']}, not {latent_dim}")
+        raise InputError(f"the generator takes latents of length {generator.config['latent_dim']}, not {latent_dim}")
     if generator is not None:  # whose activation `activation` is
         image_size, options["activation"] = generator.config["image_size"], None
     discriminator = build(Discriminator, d, image_size, options, notes, layers) if d else None
     if generator is not None and discriminator is not None:
         made, taken = generator.config["channels"], discriminator.config["channels"]
         if made != taken:
-            raise ValueError(f"the generator makes images of {made} channels, but the discriminator takes {taken}")
+            raise InputError(f"the generator makes images of {made} channels, but the discriminator takes {taken}")
     networks = [network for network in (generator, discriminator) if network is not None]
     if slope is not None and all(network.config["activation"] == "relu" for network in networks):
-        raise ValueError(f"a slope, {slope}, needs the activation leaky-relu, and the network has relu: give both")
+        raise InputError(f"a slope, {slope}, needs the activation leaky-relu, and the network has relu: give both")
     notes += _estimate_statistics((g, generator), (d, discriminator), images)
     layouts = {network.chain.network_class.__name__: network.layout for network in (g, d) if network}
     return ConversionResult(generator, discriminator, layouts, tuple(notes), tuple(layers))
@@ -192,7 +193,7 @@ def to_tutorial(network: Generator | Discriminator) -> dict[str, Tensor]:
     if widths != [widths[0] << stage for stage in range(len(widths))]:
         differences.append(f"widths that double, not {widths}")
     if differences:
-        raise ValueError(f"the tutorial's {type(network).__name__} has " + "; ".join(differences))
+        raise InputError(f"the tutorial's {type(network).__name__} has " + "; ".join(differences))
     state = network.state_dict()
     layer_names = _generator_names if isinstance(network, Generator) else _discriminator_names
     tutorial_names = dict(zip(_layer_names(state), layer_names(len(widths) + 1), strict=True))
@@ -231,7 +232,7 @@ def _estimate_statistics(
     if discriminator is not None and found_d is not None and found_d.layout == "authors":
         source = "generated" if images is None else "given"
         if images is None and generator is None:
-            raise ValueError(f"{found_d.location} has no BatchNorm statistics: pass its generator too, or images")
+            raise InputError(f"{found_d.location} has no BatchNorm statistics: pass its generator too, or images")
         if images is None and generator is not None:
             images = generator.sample(_BATCH_SIZE * _BATCHES, seed=1)
         if images is not None:
@@ -264,12 +265,12 @@ def _find_networks(
     unknown: list[tuple[str, list[Layer], str]] = []
     for state_key, state in read_state_dicts(path):
         if any(re.search(r"(^|\.)blocks\.\d+x\d+\.", name) for name in state):
-            raise ValueError(f"{path} is already a network of this library: load its folder with from_pretrained")
+            raise InputError(f"{path} is already a network of this library: load its folder with from_pretrained")
         try:
             layers, ordered = group_layers(state, ordered=path.suffix != ".safetensors")
             chains, rest = find_chains(layers, ordered=ordered)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise InputError(f"{path}: {error}") from error
         names = " ".join(f"{layer.name} {' '.join(sorted(layer.tensors))} " for layer in layers)
         for chain in chains:
             key = ".".join(filter(None, (state_key, chain.key)))
@@ -279,7 +280,7 @@ def _find_networks(
         unknown += [(state_key, layers, why) for layers, why in rest]
     if not found:
         _, layers, why = unknown[0] if unknown else ("", [], "it has no layers")
-        raise ValueError(f"{path}: recognised no network, since {why}; it holds {describe(layers)}")
+        raise InputError(f"{path}: recognised no network, since {why}; it holds {describe(layers)}")
     _expect_no_part(found, [(state_key, layers) for state_key, layers, _ in unknown], keys)
     notes += [f"{path}: ignored {describe(layers)}: {why}" for _, layers, why in unknown]
     return found
@@ -294,7 +295,7 @@ def _expect_no_part(found: list[Found], others: list[tuple[str, list[Layer]]], k
     for network in (network for network in found if network.chain.key not in keys):
         for state_key, layers in others:
             if is_neighbour(layers, state_key, network.chain):
-                raise ValueError(
+                raise InputError(
                     f"{network.location}: a {network.chain.network_class.__name__}, but {describe(layers)} beside it "
                     f"may be a part of it; if it is none, pass the key {network.chain.key!r}"
                 )
@@ -311,7 +312,7 @@ def _identify(chain: Chain, names: str) -> tuple[str, dict[str, Any]]:
 def _find_in_arrays(location: str, arrays: list[Tensor]) -> Found:
     chain = chain_of_arrays(arrays)
     if isinstance(chain, str):
-        raise ValueError(f"{location}: recognised no network of the paper's authors: {chain}")  # noqa: TRY004
+        raise InputError(f"{location}: recognised no network of the paper's authors: {chain}")
     known: dict[str, Any] = {"norm_eps": 1e-8}
     if chain.network_class is Generator:
         svhn = chain.layers[1].shape[2:] == (5, 5) and len(chain.layers) == 4
@@ -328,11 +329,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise InputError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         return {}
     if config and config.keys() <= {"class", "dcgan", *signature(Generator).parameters}:
-        raise ValueError(f"{path.parent} is already a network of this library: load it with from_pretrained")
+        raise InputError(f"{path.parent} is already a network of this library: load it with from_pretrained")
     return config
 
 
@@ -352,7 +353,7 @@ def _select(found: list[Found], network_class: NetworkClass, keys: Sequence[str]
         candidates = [network for network in candidates if network.chain.key in keys] or candidates
     if len(candidates) > 1:
         locations = "; ".join(network.location for network in candidates)
-        raise ValueError(
+        raise InputError(
             f"found {len(candidates)} {network_class.__name__}s, pass one file or the key of one: {locations}"
         )
     return candidates[0] if candidates else None

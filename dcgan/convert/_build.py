@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from dcgan._errors import InputError
 from dcgan.convert._chains import Chain
 from dcgan.convert._configs import infer_config
 from dcgan.convert._statistics import follow_statistics
@@ -74,7 +75,7 @@ def build(
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             network = network_class(**inferred, **hidden).to(torch.float32)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}, but {error}") from error
+        raise InputError(f"{name}, but {error}") from error
     remarks: list[str]
     state, remarks, described = _match_tensors(chain, network)
     expect_fit(state, network.state_dict(), f"{name} does not fit {inferred}")
@@ -150,4 +151,4 @@ def _expect_config(inferred: dict[str, Any], config: dict[str, Any]) -> None:
     """Check what another program's configuration says against the weights."""
     for theirs, ours in _CONFIG_NAMES.items():
         if ours in inferred and config.get(theirs, inferred[ours]) != inferred[ours]:
-            raise ValueError(f"its weights have {ours} {inferred[ours]}, and its {CONFIG} {theirs} {config[theirs]!r}")
+            raise InputError(f"its weights have {ours} {inferred[ours]}, and its {CONFIG} {theirs} {config[theirs]!r}")

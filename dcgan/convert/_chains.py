@@ -13,6 +13,7 @@ from itertools import count, islice, pairwise, zip_longest
 import torch
 from torch import Tensor
 
+from dcgan._errors import InputError
 from dcgan.models import Discriminator, Generator
 
 NetworkClass = type[Generator] | type[Discriminator]
@@ -89,7 +90,7 @@ def group_layers(state: Mapping[str, Tensor], *, ordered: bool) -> tuple[list[La
             continue
         layer = layers.setdefault(".".join(parts), {})
         if parameter in layer:
-            raise ValueError(f"it contains {name} twice, with and without {' or '.join(sorted(_WRAPPERS))}")
+            raise InputError(f"it contains {name} twice, with and without {' or '.join(sorted(_WRAPPERS))}")
         layer[parameter] = tensor.detach()
     names = list(layers)
     if not ordered:
@@ -132,12 +133,12 @@ def find_chains(
     if all(_ROLE.search(name.rpartition(".")[2]) for name, group in chains.items() if group):
         return found, [part for group in rest.values() for part in group]
     if len(found) > 1:
-        raise ValueError(
+        raise InputError(
             f"cannot tell which of {', '.join(chain.key for chain in found)} is the network, or if they are one"
         )
     for name in (name for name in groups if rest[name]):
         if not _is_embedding(groups[name], found[0]):
-            raise ValueError(
+            raise InputError(
                 f"recognised a {found[0].network_class.__name__} in {found[0].key}, but cannot tell what "
                 f"{describe(rest[name][0][0])} beside it does"
             )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dcgan._config import pyramid, sides
+from dcgan._errors import InputError
 from dcgan.convert._chains import Chain, Layer
 from dcgan.models import Generator
 
@@ -29,7 +30,7 @@ def infer_config(chain: Chain, image_size: int | Sequence[int] | None, *, author
     stem, convs = (chain.layers[0], chain.layers[:0:-1]) if is_generator else (chain.layers[-1], chain.layers[:-1])
     kernel = Counter(conv.shape[2:] for conv in convs).most_common(1)[0][0]
     if odd := [layer for layer in chain.layers if layer in convs and layer.shape[2:] != kernel]:
-        raise ValueError(f"{odd[0]} would need a kernel of {kernel[0]}x{kernel[1]}, as most of its layers have")
+        raise InputError(f"{odd[0]} would need a kernel of {kernel[0]}x{kernel[1]}, as most of its layers have")
     paired = authors and len(convs) % 2 == 0 and all(conv.shape[0] == conv.shape[1] for conv in convs[1::2])
     convs = convs[:: 1 + paired]
     widths = [conv.shape[0] for conv in convs]
@@ -37,7 +38,7 @@ def infer_config(chain: Chain, image_size: int | Sequence[int] | None, *, author
     expected = [min(widths[0] << stage, cap) for stage in range(len(widths))]
     if widths != expected:
         wrong = next(i for i in range(len(widths)) if widths[i] != expected[i])
-        raise ValueError(
+        raise InputError(
             f"from the image on, its widths must double from stage to stage, up to a cap, got {widths}: "
             f"{convs[wrong]} would need {expected[wrong]} channels instead of {widths[wrong]}"
         )
@@ -84,17 +85,17 @@ def _infer_image_size(
     if not map_size and expected and expected[0] * expected[1] * widths[-1] == units * scale**2:
         height, width = expected
     elif not map_size and height * width * widths[-1] != units * scale**2:
-        raise ValueError(
+        raise InputError(
             f"{units} units of width {widths[-1]} do not make a square feature map: pass image_size as (height, width)"
         )
     if max(height, width) > _LARGEST:
-        raise ValueError(f"its {len(widths)} stages imply images of {height}x{width}")
+        raise InputError(f"its {len(widths)} stages imply images of {height}x{width}")
     padded = not is_generator and map_size == kernel and (kernel[0] % 2 == 1 or (height, width) == (32, 32))
     if not is_generator and expected is None and not certain:
         _expect_unambiguous(stem, kernel[0], len(widths), (height, width), padded=padded)
     if expected not in (None, (height, width)):
         remark = f": for that, {stem} would be padded, which cannot be expressed" if padded else ""
-        raise ValueError(f"its weights imply image_size {height}x{width}, not {expected[0]}x{expected[1]}{remark}")
+        raise InputError(f"its weights imply image_size {height}x{width}, not {expected[0]}x{expected[1]}{remark}")
     return height if height == width else [height, width]
 
 
@@ -109,10 +110,10 @@ def _expect_unambiguous(stem: Layer, kernel: int, stages: int, size: tuple[int, 
         side = (side + kernel % 2) // 2
     rounded = (side, side) == (size[0] >> stages, size[1] >> stages) and size != (28, 28)
     if rounded:
-        raise ValueError(f"its images are {size[0]}x{size[1]}, or 28x28 if its layers round: pass image_size")
+        raise InputError(f"its images are {size[0]}x{size[1]}, or 28x28 if its layers round: pass image_size")
     if padded:
         other = "28x28" if kernel == 4 else "of another size"
-        raise ValueError(
+        raise InputError(
             f"its images are {size[0]}x{size[1]} if {stem} covers the last map, and {other} if it is padded: "
             "pass image_size"
         )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcgan._errors import InputError
 from dcgan.hub._client import WEIGHT_FILES
 
 _ARRAY_FILE = re.compile(r"(.+)_(\d+)\.npy")
@@ -63,8 +64,8 @@ def _load(path: Path) -> Any:
         except Exception:  # noqa: BLE001 - it reads whole zip archives only, those of PyTorch 1.6 and later
             names = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
         if not names:
-            raise ValueError(f"{path} is damaged or not a file of torch.save, and is not unpickled") from error
-        raise ValueError(
+            raise InputError(f"{path} is damaged or not a file of torch.save, and is not unpickled") from error
+        raise InputError(
             f"{path} contains a pickled module or other Python objects ({', '.join(names)}), and unpickling them can "
             "run arbitrary code: where the file was made, save only the weights, with "
             "torch.save(network.state_dict(), 'netG.pth')"
@@ -74,7 +75,7 @@ def _load(path: Path) -> Any:
             raise
         file_format = "safetensors file" if path.suffix == ".safetensors" else "file of torch.save"
         reason = str(error).partition(". ")[0] or type(error).__name__
-        raise ValueError(f"{path} is damaged or not a {file_format}: {reason}") from error
+        raise InputError(f"{path} is damaged or not a {file_format}: {reason}") from error
 
 
 def _load_pickle(path: Path) -> Any:
@@ -130,4 +131,4 @@ def _read_array(path: Path) -> Tensor:
         array = np.load(path, allow_pickle=False)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
     except (ValueError, TypeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or not an array of numbers: {error}") from error
+        raise InputError(f"{path} is damaged or not an array of numbers: {error}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from dcgan._choices import Resize
+from dcgan._errors import InputError
 from dcgan.data._batches import Batches
 from dcgan.data._datasets import DatasetItems, MapDataset
 from dcgan.data._decoding import Decoder, natural_shape
@@ -73,9 +74,9 @@ def load(
     workers = (os.cpu_count() or 1) if workers is None else workers
     _expect_options(image_size, channels, resize, workers, max_pixels, cache=cache, skip_bad=skip_bad)
     if name == "folder" and root is None:
-        raise ValueError("the dataset 'folder' needs root, the folder of images")
+        raise InputError("the dataset 'folder' needs root, the folder of images")
     if name in ("digits", "fake") and root is not None:
-        raise ValueError(f"the dataset {name!r} takes no root, got {root}: 'folder' reads the images of a folder")
+        raise InputError(f"the dataset {name!r} takes no root, got {root}: 'folder' reads the images of a folder")
 
     if name in ("digits", "fake"):
         root = Path()
@@ -197,14 +198,14 @@ def _expect_options(
     skip_bad: bool,
 ) -> None:
     if min(_sides(image_size)) < 1:
-        raise ValueError(f"image_size must be positive, a side or (height, width), got {image_size}")
+        raise InputError(f"image_size must be positive, a side or (height, width), got {image_size}")
     if channels not in {1, 3, 4}:
-        raise ValueError(f"channels must be 1 (grey), 3 (RGB) or 4 (RGBA), got {channels}")
+        raise InputError(f"channels must be 1 (grey), 3 (RGB) or 4 (RGBA), got {channels}")
     if resize not in get_args(Resize):
-        raise ValueError(f"resize must be one of {', '.join(get_args(Resize))}, got {resize!r}")
+        raise InputError(f"resize must be one of {', '.join(get_args(Resize))}, got {resize!r}")
     if workers < 0:
-        raise ValueError(f"workers must be at least 0, got {workers}")
+        raise InputError(f"workers must be at least 0, got {workers}")
     if max_pixels is not None and max_pixels < 1:
-        raise ValueError(f"max_pixels must be at least 1, got {max_pixels}")
+        raise InputError(f"max_pixels must be at least 1, got {max_pixels}")
     if skip_bad and not cache:
-        raise ValueError("skip_bad needs cache=True: only packing looks at every image before the run")
+        raise InputError("skip_bad needs cache=True: only packing looks at every image before the run")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dcgan._errors import InputError
 from dcgan.data._images import PackedImages, channels_first
 from dcgan.data._packing import prefetch
 
@@ -61,11 +62,11 @@ class Batches:
     ) -> None:
         _expect_images(images)
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
         if len(images) < batch_size:
-            raise ValueError(f"batch_size must be at most the number of images, {len(images)}, got {batch_size}")
+            raise InputError(f"batch_size must be at most the number of images, {len(images)}, got {batch_size}")
         if seed < 0 or start < 0:
-            raise ValueError(f"seed and start must be at least 0, got seed={seed} and start={start}")
+            raise InputError(f"seed and start must be at least 0, got seed={seed} and start={start}")
         self.images, self.batch_size, self.seed, self.flip, self.start = images, batch_size, seed, flip, start
         self.device = device
         self.steps_per_epoch = len(images) // batch_size

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from dcgan._errors import InputError
 from dcgan.data._decoding import MACHINE_ERRNOS
 from dcgan.data._images import BadImages
 from dcgan.data._sources import UnreadableImage
@@ -114,7 +115,7 @@ class DatasetItems:
         """
         content = self._hash_items(decoder, self._sample)
         if self._hash_items(decoder, self._sample) != content:
-            raise ValueError(
+            raise InputError(
                 f"{self.name} gives other images each time it is read: packing would keep one draw of its random "
                 "transforms for ever. Remove them, and mirror with Batches(flip=True) or augment with "
                 "Trainer(augmentations=...); or pass cache=False"
@@ -173,12 +174,12 @@ class DatasetItems:
     ) -> tuple[float, float] | None:
         if not _is_floating(first):
             if value_range is not None:
-                raise ValueError(f"value_range is for floating-point images, but {name} is {_describe(first)}")
+                raise InputError(f"value_range is for floating-point images, but {name} is {_describe(first)}")
             return None
         if value_range is not None:
             low, high = value_range
             if not (np.isfinite(low) and np.isfinite(high) and low < high):
-                raise ValueError(f"value_range must be two finite numbers, the lower one first, got {value_range}")
+                raise InputError(f"value_range must be two finite numbers, the lower one first, got {value_range}")
             return float(low), float(high)
         lowest = 0.0
         for index in self._sample:
@@ -202,7 +203,7 @@ class DatasetItems:
             pixels = pixels[:, :, 0]
         if not pixels.size or (pixels.ndim == 3 and pixels.shape[2] not in {3, 4}):
             layouts = "(h, w, K), (K, h, w) as a tensor," if isinstance(image, np.ndarray) else "(K, h, w)"
-            raise ValueError(
+            raise InputError(
                 f"{self._name(index)} must be (h, w) or {layouts} of 1, 3 or 4 channels K, got {_describe(image)}"
             )
         return pixels if pixels.dtype == np.uint8 else self._quantize(index, pixels)
@@ -210,14 +211,14 @@ class DatasetItems:
     def _quantize(self, index: int, pixels: np.ndarray) -> np.ndarray:
         """Round floating-point pixels to uint8."""
         if self._value_range is None:
-            raise ValueError(f"{self._name(index)} is floating-point, but the first image is not")
+            raise InputError(f"{self._name(index)} is floating-point, but the first image is not")
         low, high = self._value_range
         levels = np.rint((pixels.astype(np.float64) - low) * (255 / (high - low)))
         if np.isnan(levels).any():
-            raise ValueError(f"{self._name(index)} holds NaN")
+            raise InputError(f"{self._name(index)} holds NaN")
         if levels.min() < 0 or levels.max() > 255:
             found = f"{pixels.min():.4g} to {pixels.max():.4g}"
-            raise ValueError(
+            raise InputError(
                 f"{self._name(index)} has values from {found}, outside of {low:g} to {high:g}: pass value_range=, the "
                 "lowest and highest value that images can have, and remove transforms that normalize or overshoot"
             )
@@ -240,7 +241,7 @@ def _expect_map_style(dataset: object) -> int:
         )
     length = len(dataset)
     if not length:
-        raise ValueError(f"dataset must not be empty, got a {kind} of length 0")
+        raise InputError(f"dataset must not be empty, got a {kind} of length 0")
     return length
 
 
@@ -271,7 +272,7 @@ def _find_image(name: str, item: Any, key: Key | None) -> Key | None:
         if not _is_image(item):
             raise TypeError(f"{name} must be or hold an image, {_IMAGES}; got {_describe(item)}")
         if key is not None:
-            raise ValueError(f"image_key is for items that are mappings or tuples, but {name} is {_describe(item)}")
+            raise InputError(f"image_key is for items that are mappings or tuples, but {name} is {_describe(item)}")
         return None
     if key is not None:
         _expect_key("image_key", name, key, fields)
@@ -295,7 +296,7 @@ def _find_label(name: str, item: Any, image_key: Key | None, key: Key | None) ->
         candidates: tuple[Key, ...] = _LABEL_COLUMNS if isinstance(item, Mapping) else following
         return next((field for field in candidates if fields and _is_integer(fields.get(field))), None)
     if fields is None:
-        raise ValueError(f"label_key is for items that are mappings or tuples, but {name} is {_describe(item)}")
+        raise InputError(f"label_key is for items that are mappings or tuples, but {name} is {_describe(item)}")
     _expect_key("label_key", name, key, fields)
     if not _is_integer(fields[key]):
         raise TypeError(f"{name}[{key!r}] must be an integer label, got {_describe(fields[key])}")
@@ -311,7 +312,7 @@ def _fields(item: Any) -> Mapping[Any, Any] | None:
 
 def _expect_key(argument: str, name: str, key: Key, fields: Mapping[Any, Any]) -> None:
     if key not in fields:
-        raise ValueError(f"{argument} must be one of {_listing(fields)}, of which {name} consists; got {key!r}")
+        raise InputError(f"{argument} must be one of {_listing(fields)}, of which {name} consists; got {key!r}")
 
 
 def _listing(keys: Any) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dcgan._errors import InputError
 from dcgan.data._formats import HEIF_REMEDY, formats_of
 from dcgan.data._sources import UnreadableImage
 
@@ -98,7 +99,7 @@ class Decoder:
                 return self._resize(_convert_mode(image, self.channels))
             if path is not None and not Path(path).is_file():
                 # Checked first, since opening a named pipe would block forever.
-                raise ValueError("is not a file")  # noqa: TRY301 - for the last handler below
+                raise InputError("is not a file")  # noqa: TRY301 - for the last handler below
             # Read at once: each of Pillow's many small reads would release the interpreter's lock.
             encoded = item if isinstance(item, bytes) else Path(item).read_bytes()
             with _open_image(encoded, path) as image:
@@ -175,7 +176,7 @@ def _load_upright(image: PilImage, min_side: int, max_pixels: int | None) -> Non
     in_memory = width * height if "progressive" in image.info else image.width * image.height
     limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
     if limit is not None and in_memory > limit:
-        raise ValueError(
+        raise InputError(
             f"has {width * height} pixels ({width}x{height}), more than {limit}, the limit against files that fill the "
             f"memory: to read it nevertheless, set max_pixels to {width * height}"
         )

@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from dcgan._errors import InputError
 from dcgan._files import atomic_write
 from dcgan.data._images import BadImages, PackedImages
 from dcgan.data._integrity import IntegrityCheck, add_labels, format_checksum, write_metadata
@@ -105,7 +106,7 @@ def _open_packed(path: Path, decoder: Decoder, *, announce: bool = False) -> Pac
     try:
         metadata = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if damage := metadata.get("damage"):  # found while it was in use
-            raise ValueError(damage)
+            raise InputError(damage)
         array = np.load(path, mmap_mode="r")
         _expect_layout(array, (metadata["count"], *decoder.shape), np.uint8)
         labels = np.load(_labels_path(path)) if metadata.get("labels") else None
@@ -115,7 +116,7 @@ def _open_packed(path: Path, decoder: Decoder, *, announce: bool = False) -> Pac
         check = IntegrityCheck(path, array.nbytes, labels, metadata)
         check.wait(_MAX_WAIT)
         if check.damage is not None:
-            raise ValueError(check.damage)
+            raise InputError(check.damage)
     except FileNotFoundError:
         return None
     except _DAMAGE_ERRORS as error:
@@ -129,7 +130,7 @@ def _expect_layout(array: np.ndarray, shape: tuple[int, ...], dtype: type) -> No
     in_order = array.flags.c_contiguous
     if array.shape != shape or array.dtype != dtype or not in_order:
         order = "" if in_order else " in Fortran order"
-        raise ValueError(f"its header must say {shape} of {dtype.__name__}, got {array.shape} of {array.dtype}{order}")
+        raise InputError(f"its header must say {shape} of {dtype.__name__}, got {array.shape} of {array.dtype}{order}")
 
 
 @contextlib.contextmanager

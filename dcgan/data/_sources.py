@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_args
 import numpy as np
 
 from dcgan._choices import DatasetName
+from dcgan._errors import InputError, MissingPackageError
 from dcgan.data._formats import HEIF_ENDINGS, HEIF_REMEDY, ending_of, image_endings
 
 if TYPE_CHECKING:
@@ -165,9 +166,9 @@ def open_source(name: str, root: Path, classes: Sequence[str] = ()) -> Source:
         NotADirectoryError: If `root` is a file.
     """
     if name not in DATASETS:
-        raise ValueError(f"name must be one of {', '.join(DATASETS)}; got {name!r}{_suggest(name, DATASETS)}")
+        raise InputError(f"name must be one of {', '.join(DATASETS)}; got {name!r}{_suggest(name, DATASETS)}")
     if classes and name != "lsun":
-        raise ValueError(f"classes apply to lsun only, got {list(classes)} for {name}")
+        raise InputError(f"classes apply to lsun only, got {list(classes)} for {name}")
     _expect_folder(root, must_exist=name == "folder")
     if name == "lsun":
         return _lsun(root, classes)
@@ -326,12 +327,12 @@ def _imagenet(root: Path) -> list[str]:
 
 def _lsun(root: Path, classes: Sequence[str]) -> Source:
     if isinstance(classes, str) or not classes:
-        raise ValueError(f"classes must be a list of names from {', '.join(LSUN_CLASSES)}; got {classes!r}")
+        raise InputError(f"classes must be a list of names from {', '.join(LSUN_CLASSES)}; got {classes!r}")
     classes = [f"{name}_train" if f"{name}_train" in LSUN_CLASSES else name for name in classes]
     for name in classes:
         if name not in LSUN_CLASSES:
             expected = f"classes must be from {', '.join(LSUN_CLASSES)}"
-            raise ValueError(f"{expected}; got {name!r}{_suggest(name, LSUN_CLASSES)}")
+            raise InputError(f"{expected}; got {name!r}{_suggest(name, LSUN_CLASSES)}")
     archives = ", ".join(f"http://dl.yf.io/lsun/scenes/{name}_lmdb.zip" for name in classes)
     remedy = f"Download {archives} (the authors' server) and unpack into {{root}}/{classes[0]}_lmdb and so on."
     folders = [f"{name}_lmdb" for name in classes]
@@ -349,7 +350,7 @@ class _LmdbImages:
         try:
             import lmdb
         except ImportError as error:
-            raise ImportError("reading lsun needs lmdb: pip install lmdb") from error
+            raise MissingPackageError("reading lsun needs lmdb: pip install lmdb") from error
         try:
             self._databases = [
                 lmdb.open(str(folder), readonly=True, create=False, lock=False, readahead=False, max_readers=1024)

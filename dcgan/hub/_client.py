@@ -7,6 +7,7 @@ from typing import Any
 
 from dcgan import __version__
 from dcgan._compat import hub_http_error
+from dcgan._errors import InputError
 
 IDENTITY: dict[str, Any] = {"library_name": "dcgan", "library_version": __version__}  # for the Hub's statistics
 
@@ -93,7 +94,7 @@ def expect_access(repo_id: str) -> None:
 
     validate_repo_id(repo_id)
     if "/" not in repo_id:
-        raise ValueError(f"a repository has a name such as organisation/name, got {repo_id!r}")
+        raise InputError(f"a repository has a name such as organisation/name, got {repo_id!r}")
     if get_token() is None:
         raise PermissionError("publishing needs a token, but none is stored: log in with `hf auth login`")
     with translate_hub_errors(repo_id, None):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dcgan import __version__
+from dcgan._errors import InputError
 from dcgan._files import atomic_write
 from dcgan.hub._client import IDENTITY, conversion_hint, download, translate_hub_errors
 from dcgan.zoo import Model, list_models, load_record
@@ -85,7 +86,7 @@ class Pretrained(nn.Module):
         names = [str(PurePosixPath(_inner_path(subfolder), cls.subfolder, file)) for file in (CONFIG, WEIGHTS)]
         path = _expand_home(name_or_path)
         if not os.fspath(name_or_path):
-            raise ValueError("name_or_path must be a folder or a repository's name, got an empty one")
+            raise InputError("name_or_path must be a folder or a repository's name, got an empty one")
         inside = path / subfolder
         holds_network = any((inside / inner / CONFIG).is_file() for inner in ("", "discriminator", cls.subfolder))
         model = _find_model(name_or_path, holds_network=holds_network)
@@ -112,7 +113,7 @@ class Pretrained(nn.Module):
         state, saved_config = _read_weights(weights_path)
         stored = (saved_config or {}).pop(_CHECKSUM, None)  # none in files of other programs, and before 0.3
         if verify and stored is not None and stored != _checksum(state):
-            raise ValueError(
+            raise InputError(
                 f"{weights_path} is damaged: its weights are not those that were saved{_DOWNLOAD_AGAIN}. If they were "
                 "changed on purpose, verify=False loads them"
             )
@@ -140,10 +141,10 @@ class Pretrained(nn.Module):
             ValueError: If not, naming the arguments and the versions that wrote the file and read it.
         """
         if (name := config.get("class", cls.__name__)) != cls.__name__:
-            raise ValueError(f"{path} describes a {name}, not a {cls.__name__}")
+            raise InputError(f"{path} describes a {name}, not a {cls.__name__}")
         if unknown := sorted(config.keys() - {"class", "dcgan"} - _accepted_arguments(cls)):
             arguments = ", ".join(map(repr, unknown))
-            raise ValueError(
+            raise InputError(
                 f"{path} does not describe a {cls.__name__}: unknown argument{'s' * (len(unknown) > 1)} {arguments}; "
                 f"{_versions(config)}{'' if 'dcgan' in config else _FOREIGN}"
             )
@@ -162,7 +163,7 @@ class Pretrained(nn.Module):
             with torch.device("cpu"), torch.random.fork_rng(devices=[]):
                 network = cls(**arguments)
         except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{config_path} does not describe a {cls.__name__}: {error}; {_versions(config)}"
             ) from error
         expect_fit(state, network.state_dict(), f"{weights_path} does not fit the {cls.__name__} of {config_path.name}")
@@ -246,7 +247,7 @@ class Pretrained(nn.Module):
 def _expect_size(minimum: int, available: int) -> None:
     # Smaller differences, of tens of megabytes, are found and explained better once the network is built.
     if minimum > available + 2**23:
-        raise ValueError(
+        raise InputError(
             f"its network has at least {minimum:,} parameters, but the weights have only {available:,} numbers"
         )
 
@@ -256,12 +257,12 @@ def _expect_complete_config(network: Pretrained) -> None:
     name, accepted = type(network).__name__, _accepted_arguments(type(network))
     if absent := sorted(accepted - network.config.keys()):
         remedy = "; ".join(f'self.config["{argument}"] = {argument}' for argument in absent)
-        raise ValueError(
+        raise InputError(
             f"{name} cannot be saved: its constructor takes {', '.join(absent)}, which its config does not hold. "
             f"Record it in __init__, after super().__init__(): {remedy}"
         )
     if unknown := sorted(network.config.keys() - accepted):
-        raise ValueError(
+        raise InputError(
             f"{name} cannot be saved: its config holds {', '.join(unknown)}, which its constructor does not take. "
             f"Accept **kwargs in __init__, and pass them on to super().__init__()"
         )
@@ -289,7 +290,7 @@ def _inner_path(subfolder: str) -> str:
     """Return a path inside a folder or repository with forward slashes, as the Hub has them."""
     path = PureWindowsPath(subfolder)  # which knows both kinds of slash, and drives
     if path.anchor or ".." in path.parts:
-        raise ValueError(f"subfolder must be a relative path without '..', such as 'faces/ema', got {subfolder!r}")
+        raise InputError(f"subfolder must be a relative path without '..', such as 'faces/ema', got {subfolder!r}")
     return path.as_posix()
 
 
@@ -330,9 +331,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise InputError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")  # noqa: TRY004 - the file's fault
+        raise InputError(f"{path} must hold a JSON object, got {type(config).__name__}")
     return config
 
 
@@ -347,11 +348,11 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
         saved_config = json.loads(metadata["config"]) if "config" in metadata else None
     except (SafetensorError, ValueError) as error:
         if _is_lfs_pointer(path):
-            raise ValueError(
+            raise InputError(
                 f"{path} is a Git LFS pointer, not the weights: the repository was cloned without Git LFS. "
                 "Install it, then run `git lfs pull` in the clone"
             ) from error
-        raise ValueError(f"{path} is not a complete safetensors file: {error}{_DOWNLOAD_AGAIN}") from error
+        raise InputError(f"{path} is not a complete safetensors file: {error}{_DOWNLOAD_AGAIN}") from error
     return state, saved_config if isinstance(saved_config, dict) else None
 
 
@@ -393,7 +394,7 @@ def expect_fit(state: dict[str, Tensor], expected: dict[str, Tensor], message: s
         "mistyped": mistyped or (sorted(map(str, floating)) if len(floating) > 1 else []),
     }
     if any(faults.values()):
-        raise ValueError(f"{message}: " + "; ".join(f"{k} {_join(v)}" for k, v in faults.items() if v))
+        raise InputError(f"{message}: " + "; ".join(f"{k} {_join(v)}" for k, v in faults.items() if v))
 
 
 def _join(names: list[str]) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from dcgan._errors import InputError
+
 _FOLDER = Path(__file__).parent
 RECORDS, WEIGHTS = _FOLDER / "records", _FOLDER / "weights"
 
@@ -100,5 +102,5 @@ def load_record(name: str) -> Model:
         ValueError: If there is none of that name.
     """
     if name not in _records():
-        raise ValueError(f"model must be one of {', '.join(_records())}, got {name!r}")
+        raise InputError(f"model must be one of {', '.join(_records())}, got {name!r}")
     return _records()[name]

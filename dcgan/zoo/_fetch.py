@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import torch
 from huggingface_hub import constants
 
+from dcgan._errors import InputError
 from dcgan.convert import convert
 from dcgan.data import cache_folder
 from dcgan.hub._pretrained import CONFIG, WEIGHTS
@@ -75,7 +76,7 @@ def _download(file: RemoteFile, folder: Path) -> Path:
     parts = urlsplit(file.url)
     mirror = os.environ.get("DCGAN_ZOO_MIRROR")
     if mirror and urlsplit(mirror).scheme not in ("http", "https"):
-        raise ValueError(f"DCGAN_ZOO_MIRROR must begin with http:// or https://, got {mirror!r}")
+        raise InputError(f"DCGAN_ZOO_MIRROR must begin with http:// or https://, got {mirror!r}")
     url = f"{mirror.rstrip('/')}/{parts.netloc}{parts.path}" if mirror else file.url
     path = folder / Path(parts.path).name
     try:
@@ -85,7 +86,7 @@ def _download(file: RemoteFile, folder: Path) -> Path:
         remedy += ", or download it elsewhere and use `dcgan convert`"
         raise OSError(f"{url} could not be downloaded: {error}; {remedy}") from error
     except RuntimeError as error:  # torch's, for another hash
-        raise ValueError(f"{url} is not the file that it was, or was damaged on the way: {error}") from error
+        raise InputError(f"{url} is not the file that it was, or was damaged on the way: {error}") from error
     if file.size is not None and path.stat().st_size != file.size:
-        raise ValueError(f"{url} has {path.stat().st_size} bytes, not {file.size}")
+        raise InputError(f"{url} has {path.stat().st_size} bytes, not {file.size}")
     return path
