@@ -27,7 +27,7 @@ def pyramid(config: dict[str, Any]) -> tuple[list[tuple[int, int]], list[int]]:
     if stages is None and done < 4 and min(height, width) > 7:
         raise InputError(
             f"image_size must be a multiple of 16, or halve down to 7 or less, got {config['image_size']}, which "
-            f"halves {done} times; pass stages to stop there"
+            + (f"halves {done} times; stages={done} stops there" if done else "does not halve")
         )
     if done < (stages or 1):
         raise InputError(f"image_size must halve {stages or 1} times, got {config['image_size']}")

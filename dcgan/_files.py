@@ -13,7 +13,7 @@ _RETRY_DELAYS = [0.01 * 2**attempt for attempt in range(8)]  # seconds: 2.5 in a
 
 
 @contextmanager
-def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike[str], *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a file for writing that becomes `path` when the block ends.
 
     Until then `path` is unchanged. A kill at any moment, or an error in the block, leaves the old file or the new
@@ -23,6 +23,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         PermissionError: If the folder or file cannot be written; on Windows also if another program keeps `path` open.
         OSError: If the disk is full, or fails.
     """
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

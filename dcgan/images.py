@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from math import ceil, sqrt
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,7 @@ def encode_png(pixels: np.ndarray, *, level: int = 6) -> bytes:
     return buffer.getvalue()  # a view that outlives its buffer, as in a traceback, crashes Python 3.12.1
 
 
-def save_png(path: Path, image: Tensor) -> None:
+def save_png(path: str | PathLike[str], image: Tensor) -> None:
     """Write a uint8 image `(K, H, W)` to a PNG file, atomically.
 
     Raises:
@@ -138,7 +139,9 @@ def save_png(path: Path, image: Tensor) -> None:
         file.write(encode_png(pixels))
 
 
-def save_gif(path: Path, frames: Sequence[Path] | Tensor, *, seconds: float = 0.2, last: float = 2.0) -> None:
+def save_gif(
+    path: str | PathLike[str], frames: Sequence[Path] | Tensor, *, seconds: float = 0.2, last: float = 2.0
+) -> None:
     """Write a looping GIF, atomically.
 
     Args:
@@ -166,7 +169,7 @@ def save_gif(path: Path, frames: Sequence[Path] | Tensor, *, seconds: float = 0.
         )
 
 
-def save_video(path: Path, frames: Tensor, *, frames_per_second: int = 20) -> None:
+def save_video(path: str | PathLike[str], frames: Tensor, *, frames_per_second: int = 20) -> None:
     """Write an MP4 with H.264, which browsers and phones play, atomically.
 
     Args:
@@ -214,7 +217,7 @@ def _rgb_frames(images: Tensor) -> np.ndarray:
     return rearrange(colour, "n k h w -> n h w k").cpu().contiguous().numpy()
 
 
-def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+def save_curves(path: str | PathLike[str], records: Sequence[Mapping[str, Any]]) -> None:
     """Draw how a run went, as a PNG of 1800×1160 pixels, atomically.
 
     Its four panels are the losses, the outputs of D, the Fréchet distance with its best value, and the images per
@@ -238,7 +241,7 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         file.write(encode_png(pixels))
 
 
-def save_errors(path: Path, errors: Mapping[str, Sequence[float]]) -> None:
+def save_errors(path: str | PathLike[str], errors: Mapping[str, Sequence[float]]) -> None:
     """Draw errors over the steps of a search, on a logarithmic scale, as a PNG of 1200×700 pixels, atomically.
 
     Args:

@@ -97,7 +97,11 @@ class Run:
 
     @classmethod
     def start(
-        cls, recipe: Recipe, folder: Path | None = None, *, progress: Callable[[int, int], None] | None = None
+        cls,
+        recipe: Recipe,
+        folder: str | PathLike[str] | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Self:
         """Create a run from a recipe, in its own folder.
 
@@ -112,6 +116,7 @@ class Run:
             ValueError: If the recipe, the dataset and the networks to start from do not fit together.
             OSError: If the folder cannot be written.
         """
+        folder = None if folder is None else Path(folder)
         expect_empty(folder)
         device = _build.select_device(recipe.device)
         chosen = recipe.batch_size
@@ -137,7 +142,11 @@ class Run:
 
     @classmethod
     def resume(
-        cls, folder: Path, recipe: Recipe | None = None, *, progress: Callable[[int, int], None] | None = None
+        cls,
+        folder: str | PathLike[str],
+        recipe: Recipe | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Self:
         """Continue from the newest checkpoint in `folder`.
 
@@ -151,6 +160,7 @@ class Run:
             ValueError: If the recipe changes another field or asks for fewer steps than are done, the newest checkpoint
                 is damaged, or the images are not those that training began with.
         """
+        folder = Path(folder)
         if not (stored_path := folder / "recipe.yaml").is_file():
             raise FileNotFoundError(f"{folder} is not the folder of a run: it has no recipe.yaml")
         if not checkpoint.list_states(folder / "state"):

@@ -235,6 +235,8 @@ MISTAKES = {
     "train --root missing": "root must be a folder of images, got missing, which does not exist",
     "train --data digits --root faces": "the dataset 'digits' takes no root, got faces: 'folder' reads the images of",
     "train --data folder --root missing": "root must be a folder of images, got missing, which does not exist",
+    "train --image-size 48 80": "--image-size takes HEIGHTxWIDTH: 48x80",
+    "train --image-size 37": "or halve down to 7 or less, got 37, which does not halve",
     "train --image-size 50": "--image-size must be a multiple of 16, or halve down to 7 or less, got 50",
     "train --image-size 16x": "image size must be SIDE or HEIGHTxWIDTH, got 16x",
     "train --image-size 0": "--image-size must be at least 1, got 0",

@@ -62,7 +62,7 @@ def test_a_grid_needs_images_and_columns():
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
 def test_a_png_holds_the_pixels(tmp_path, channels, mode):
     image = noise(channels, 5, 7)
-    images.save_png(tmp_path / "a.png", image)
+    images.save_png(str(tmp_path / "a.png"), image)
     with Image.open(tmp_path / "a.png") as picture:
         assert (picture.format, picture.mode, picture.size) == ("PNG", mode, (7, 5))
         pixels = np.asarray(picture).reshape(5, 7, channels)

@@ -95,7 +95,7 @@ def test_metrics_are_means_since_the_record_before(tmp_path):
 
 
 def test_train_yields_the_records_it_logs(tmp_path):
-    run = Run.start(TINY.replace(steps=9), tmp_path / "run")
+    run = Run.start(TINY.replace(steps=9), str(tmp_path / "run"))
     yielded = list(run.train())
     run.close()
     assert [record is not None for record in yielded] == [False] * 3 + [True] + [False] * 3 + [True, True]
