@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from dcgan import _optim
 from dcgan._choices import CompileMode, Distribution, LossName, Precision, Schedule
 from dcgan._distributed import process_count
+from dcgan._errors import InputError
 from dcgan.ema import BATCH_NORMS
 from dcgan.images import VALUE_RANGES
 from dcgan.latents import LatentSampler
@@ -31,18 +32,18 @@ def expect_options(options: Mapping[str, Any]) -> None:
         expect_choice(name, options[name], choices)
     for name in ("lr", "g_lr", "d_lr"):
         if isinstance(options[name], str) and options[name] != "auto":
-            raise ValueError(f"{name} must be a number or 'auto', got {options[name]!r}")
+            raise InputError(f"{name} must be a number or 'auto', got {options[name]!r}")
     for name in ("lr", "g_lr", "d_lr", "label_smoothing", "gradient_penalty", "r1", "weight_decay", "seed"):
         if options[name] not in (None, "auto") and options[name] < 0:
-            raise ValueError(f"{name} must not be negative, got {options[name]}")
+            raise InputError(f"{name} must not be negative, got {options[name]}")
     if options["max_grad_norm"] is not None and not options["max_grad_norm"] > 0:
-        raise ValueError(f"max_grad_norm must be above 0, got {options['max_grad_norm']}")
+        raise InputError(f"max_grad_norm must be above 0, got {options['max_grad_norm']}")
     if options["d_steps"] < 1:
-        raise ValueError(f"d_steps must be at least 1, got {options['d_steps']}")
+        raise InputError(f"d_steps must be at least 1, got {options['d_steps']}")
     if options["ema_decay"] is not None and not 0 <= options["ema_decay"] < 1:
-        raise ValueError(f"ema_decay must be in [0, 1) or None, got {options['ema_decay']}")
+        raise InputError(f"ema_decay must be in [0, 1) or None, got {options['ema_decay']}")
     if options["label_smoothing"] >= 1:
-        raise ValueError(f"label_smoothing must be below 1, got {options['label_smoothing']}")
+        raise InputError(f"label_smoothing must be below 1, got {options['label_smoothing']}")
 
 
 def expect_choice(name: str, value: object, choices: Any) -> None:
@@ -52,7 +53,7 @@ def expect_choice(name: str, value: object, choices: Any) -> None:
         ValueError: If it is not.
     """
     if value not in get_args(choices):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
+        raise InputError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 def common_device(*networks: nn.Module) -> torch.device:
@@ -63,15 +64,15 @@ def common_device(*networks: nn.Module) -> torch.device:
     """
     parameters = [parameter for network in networks for parameter in network.parameters()]
     if half := {parameter.dtype for parameter in parameters} & {torch.float16, torch.bfloat16}:
-        raise ValueError(
+        raise InputError(
             f"the networks' weights must be float32, got {half.pop()}: keep them so, and pass precision= to this "
             "Trainer to compute in half precision"
         )
     devices = {parameter.device for parameter in parameters}
     if len(devices) != 1:
-        raise ValueError(f"the networks must be on one device, got {sorted(map(str, devices))}")
+        raise InputError(f"the networks must be on one device, got {sorted(map(str, devices))}")
     if devices == {torch.device("meta")}:
-        raise ValueError("the networks are on the meta device, which has no memory: build them on another one")
+        raise InputError("the networks are on the meta device, which has no memory: build them on another one")
     return devices.pop()
 
 
@@ -100,6 +101,19 @@ def latents_and_range(
     return shape, latent, VALUE_RANGES.get(output)
 
 
+def common_classes(generator: nn.Module, discriminator: nn.Module) -> int | None:
+    """Return the number of classes that both networks are conditional on, as their `config["num_classes"]` tell.
+
+    Raises:
+        ValueError: If it is not the same.
+    """
+    configs = [getattr(network, "config", None) for network in (generator, discriminator)]
+    own, other = (config.get("num_classes") if isinstance(config, Mapping) else None for config in configs)
+    if own != other:
+        raise InputError(f"both networks must have the same num_classes, got {own} and {other}")
+    return own
+
+
 def trained_parameters(name: str, network: nn.Module, optimizer: Optimizer) -> list[nn.Parameter]:
     """Return the parameters of a network that its optimiser updates; warn if trainable ones are missing.
 
@@ -109,7 +123,7 @@ def trained_parameters(name: str, network: nn.Module, optimizer: Optimizer) -> l
     held = set(_optim.parameters_of(optimizer))
     trained = [parameter for parameter in network.parameters() if parameter in held]
     if not trained:
-        raise ValueError(
+        raise InputError(
             f"{name[0]}_optimizer holds no parameter of the {name}: build it from the network's own, after any "
             "load_state_dict(assign=True)"
         )
@@ -168,7 +182,7 @@ def expect_unwrapped(g_optimizer: Optimizer, d_optimizer: Optimizer, precision: 
     for name, optimizer in (("g_optimizer", g_optimizer), ("d_optimizer", d_optimizer)):
         wraps = any(isinstance(value, Optimizer) for value in vars(optimizer).values())
         if precision == "fp16" and (wraps or not isinstance(optimizer, Optimizer)):
-            raise ValueError(
+            raise InputError(
                 f'{name} must be the optimiser itself with precision="fp16", got the wrapper '
                 f"{type(optimizer).__name__}: pass the optimiser that it wraps"
             )
@@ -209,12 +223,12 @@ def expect_images(batch: object) -> Tensor:
     """
     if isinstance(batch, Tensor):
         if not _are_images(batch):
-            raise ValueError(
+            raise InputError(
                 "the batch must be images (N, K, H, W), floating-point or uint8, got "
                 f"{tuple(batch.shape)} of {batch.dtype}"
             )
         if not len(batch):
-            raise ValueError(f"the batch must hold at least one image, got {tuple(batch.shape)}")
+            raise InputError(f"the batch must hold at least one image, got {tuple(batch.shape)}")
         return batch
     if isinstance(batch, Mapping):
         items = {f"{key!r}": value for key, value in batch.items()}
@@ -235,6 +249,27 @@ def expect_images(batch: object) -> Tensor:
             "the images alone, as one tensor"
         )
     return expect_images(items[images[0]])
+
+
+def expect_batch_labels(batch: object, count: int) -> Tensor:
+    """Return the labels of a batch `(count,)` as int64: the one tensor of whole numbers of that shape among its values.
+
+    Raises:
+        TypeError: If there is no such tensor, or more than one.
+    """
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, Sequence) else ()
+    found = [value for value in values if isinstance(value, Tensor) and _may_be_labels(value, count)]
+    if len(found) != 1:
+        items = ", ".join(map(_describe, values)) or "images alone"
+        raise TypeError(
+            f"the networks are conditional: a batch must be (images, labels), with one tensor of labels ({count},), "
+            f"whole numbers, got {len(found)} of them, in a {type(batch).__name__} of {items}"
+        )
+    return found[0].long()
+
+
+def _may_be_labels(tensor: Tensor, count: int) -> bool:
+    return tensor.shape == (count,) and not (tensor.is_floating_point() or tensor.dtype == torch.bool)
 
 
 def _may_be_images(tensor: Tensor) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dcgan._compat import copy_all, lerp_all
+from dcgan._errors import InputError
 from dcgan._modules import eval_mode
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -29,7 +30,9 @@ def update_average(average: nn.Module, network: nn.Module, weight: Tensor) -> No
     copy_all(list(average.buffers()), list(network.buffers()))
 
 
-def estimate_batchnorm_statistics(network: nn.Module, batches: Iterable[Tensor], *, unbiased: bool = True) -> None:
+def estimate_batchnorm_statistics(
+    network: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]], *, unbiased: bool = True
+) -> None:
     """Set the running statistics of every BatchNorm to the means of the batches' own means and variances.
 
     The statistics of the raw weights do not fit averaged ones, which need their own before they are sampled or
@@ -38,7 +41,8 @@ def estimate_batchnorm_statistics(network: nn.Module, batches: Iterable[Tensor],
 
     Args:
         network: Any module; it keeps its mode, and one without BatchNorm is left as it is.
-        batches: At least one batch of inputs, on the network's device.
+        batches: At least one batch of inputs, on the network's device; a tuple for a network of several, such as
+            `(z, labels)`.
         unbiased: Average the unbiased variances, as PyTorch's running statistics and `update_bn` do; the paper's
             authors freeze the mean of the biased ones (`infer_bnorm_stats` in their code).
 
@@ -63,13 +67,13 @@ def estimate_batchnorm_statistics(network: nn.Module, batches: Iterable[Tensor],
             for norm in norms:
                 norm.train()
             for batch in batches:
-                network(batch)
+                network(*batch) if isinstance(batch, tuple) else network(batch)
                 count += 1
     finally:
         for hook in hooks:
             hook.remove()
     if not count:
-        raise ValueError("batches must hold at least one batch to estimate statistics from")
+        raise InputError("batches must hold at least one batch to estimate statistics from")
     for module, total in sums.items():
         mean, var = total / calls[module]  # a layer may be called several times for a batch
         estimated = {"running_mean": mean, "running_var": var, "num_batches_tracked": torch.tensor(count, device="cpu")}

@@ -207,7 +207,7 @@ class Generator(_Network):
         """
         latent_dim = self.config["latent_dim"]
         h = _expect(z.flatten(1) if z.shape[2:] == (1, 1) else z, "z", (latent_dim,), self.head)  # (N, Z)
-        one_hot = self._one_hot(labels, len(h))  # (N, Y)
+        one_hot = self._one_hot(labels, h.shape[0])  # (N, Y)
         for block in self.blocks.values():
             h = block(append_labels(h, one_hot))  # (N, 8C, 4, 4) -> (N, 4C, 8, 8) -> ... -> (N, C, S/2, S/2)
         image: Tensor = self.head(append_labels(h, one_hot))  # (N, K, S, S)
@@ -346,7 +346,7 @@ class Generator(_Network):
                 raise TypeError("labels are for conditional networks, but this Generator has no num_classes")
             return None
         if labels is None:
-            return torch.arange(start, start + count, device="cpu") % classes
+            return torch.arange(start, start + count, device="cpu").remainder(classes)
         given: Tensor = torch.as_tensor(labels, device="cpu")
         given = given.expand(count) if given.dim() == 0 else given
         expect_labels(given, classes, count)
@@ -412,8 +412,8 @@ class Discriminator(_Network):
                 same = nn.Conv2d(c_in + labels, c_out, odd, padding=odd // 2, bias=bias)
                 layers += [(f"{_name(before)}_conv", same, c_out)]
             c_mid = c_in if convs_per_stage == 1 else c_out
-            if kernel_size == 4 and c_mid == channels:
-                halving: nn.Module = SpaceToDepthConv2d(c_mid + labels, c_out, 4, 2, 1, bias=bias)
+            if kernel_size == 4 and c_mid == channels and not labels:  # with which the plain form is the faster one
+                halving: nn.Module = SpaceToDepthConv2d(c_mid, c_out, 4, 2, 1, bias=bias)
             else:
                 halving = nn.Conv2d(c_mid + labels, c_out, kernel_size, 2, padding, bias=bias)
             layers += [(_name(after), halving, c_out)]
@@ -447,7 +447,7 @@ class Discriminator(_Network):
             ValueError: If `image` or `labels` has another shape, or a label on the CPU is out of range.
         """
         h = _expect(image, "image", (self.config["channels"], *sides(self.config)), self.head)
-        one_hot = self._one_hot(labels, len(h))  # (N, Y)
+        one_hot = self._one_hot(labels, h.shape[0])  # (N, Y)
         activations = {}
         for name, block in self.blocks.items():
             h = activations[name] = block(append_labels(h, one_hot))
@@ -457,7 +457,7 @@ class Discriminator(_Network):
         """Score images `(N, K, H, W)`, as in `features`, with logits `(N,)`."""
         *_, last = self.features(*_inputs(image, labels)).values()
         logit: Tensor = self.head(
-            append_labels(last, self._one_hot(labels, len(last)))
+            append_labels(last, self._one_hot(labels, last.shape[0]))
         )  # (N, 8C, 4, 4) -> (N, 1, 1, 1)
         return logit.flatten()  # (N,)
 

@@ -1,6 +1,6 @@
 """The training algorithm of GANs as one embeddable step.
 
-Shapes: N batch, Z latent length, K channels, H×W image size.
+Shapes: N batch, Z latent length, K channels, H×W image size, Y classes.
 """
 
 import copy
@@ -33,7 +33,7 @@ from dcgan.ema import ema_weight, update_average
 from dcgan.images import from_uint8
 from dcgan.latents import LatentSampler, derive_seed, sample_latents
 from dcgan.losses import PENALTIES, Loss, Penalty, get_loss, probability
-from dcgan.models import Discriminator, Generator
+from dcgan.models import Discriminator, Generator, expect_labels
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,10 @@ G = TypeVar("G", bound=nn.Module)
 D = TypeVar("D", bound=nn.Module)
 
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
-"""A tensor of images, or what a loader yields that holds one, such as `[images, labels]` or `{"image": ...}`."""
+"""A tensor of images, or what a loader yields that holds one, such as `[images, labels]` or `{"image": ...}`.
+
+Conditional networks are trained with the labels; others leave them aside.
+"""
 
 _MIN_STEPS_TO_COMPILE = 20_000  # from about here compiling pays off
 _CHECK_EVERY = 100  # steps
@@ -64,6 +67,10 @@ class Trainer(Generic[G, D]):
     mode; single submodules in evaluation mode, such as a frozen BatchNorm, stay in it (call `train()` on a loaded
     network before you freeze parts of it). Networks and optimisers cannot be replaced: for others, build another
     trainer.
+
+    Networks with `config["num_classes"]`, the same for both, are conditional: they are called with the labels of the
+    batch as well, int64 `(N,)`, as `generator(z, labels)` and `discriminator(images, labels)`, and what is generated
+    for a batch has its labels.
 
     In a process group (`torch.distributed`) of several processes, each with its own device and batches of one size,
     the trainers of all processes are one: the first gives its weights to the others, latents are those that one
@@ -116,8 +123,8 @@ class Trainer(Generic[G, D]):
     Raises:
         TypeError: If `latent_dim` is needed.
         ValueError: If an argument is out of range, a rate is "auto" for a network of unknown width, the networks are on
-            different devices, their weights are of half precision, or an optimiser holds no parameter of its network,
-            or is wrapped with "fp16".
+            different devices or have different numbers of classes, their weights are of half precision, or an optimiser
+            holds no parameter of its network, or is wrapped with "fp16".
     """
 
     def __init__(
@@ -160,6 +167,7 @@ class Trainer(Generic[G, D]):
         self.collapse: str | None = None
         self._latent_shape, self._latent, value_range = _checks.latents_and_range(generator, latent_dim, latent)
         self._value_range = value_range or (-1.0, 1.0)
+        self._num_classes = _checks.common_classes(generator, discriminator)
         self._precision, self._schedule, self._d_steps = precision, schedule, d_steps
         self._max_grad_norm, self._ema_decay = max_grad_norm, ema_decay or 0.0
 
@@ -198,8 +206,8 @@ class Trainer(Generic[G, D]):
         self._batches_seen = 0  # since the trainer was built or loaded
         self._warned: set[str] = set()
         self._monitor = StepMonitor(self.device, value_range, expects_logits=self._loss.score is probability)
-        self._g_forward: Callable[[Tensor], Tensor] = generator  # compiled, where that was asked for
-        self._d_forward: Callable[[Tensor], Tensor] = discriminator
+        self._g_forward: Callable[..., Tensor] = generator  # compiled, where that was asked for
+        self._d_forward: Callable[..., Tensor] = discriminator
         self._compile, self._cuda_graphs = compile, None
         if self._defaults.cuda_graphs and compile != "off":
             self._cuda_graphs = CudaGraphStep(self._train_on, self.device, self._rng, self._find_host_state)
@@ -211,7 +219,8 @@ class Trainer(Generic[G, D]):
 
         Args:
             batch: Images `(N, K, H, W)`, floating-point in the generator's output range, or uint8; or what a loader
-                yields that holds one such tensor, such as `[images, labels]` or `{"image": images}`.
+                yields that holds one such tensor, such as `[images, labels]` or `{"image": images}`. Conditional
+                networks need `(images, labels)`, or another collection that holds both.
 
         Returns:
             Detached scalars, left on the device: `d_loss`, `d_real` and `d_fake` (the mean D(x) and D(G(z)), in
@@ -219,33 +228,35 @@ class Trainer(Generic[G, D]):
             generator was. In several processes they are those of this one.
 
         Raises:
-            TypeError: If `batch` does not hold one tensor of images.
-            ValueError: If the images have another shape or type, or at the first step must be pixels in 0 ... 255.
+            TypeError: If `batch` does not hold one tensor of images, or, for conditional networks, one of labels.
+            ValueError: If the images have another shape or type, or at the first step must be pixels in 0 ... 255, or
+                labels on the CPU are out of range.
             RuntimeError: If parameters of a network were replaced, or a process group began or ended, since the
                 trainer was built.
         """
         real = self._prepare(batch)
+        labels = self._prepare_labels(batch, len(real))  # ((N,),), or () where the networks take none
         z = self._draw_latents(len(real))  # (N, Z)
         # Backward passes and penalties are not computed under autocast, even if the caller is.
         no_autocast = torch.autocast(self.device.type, enabled=False)
         with no_autocast, global_seed(self._derive_seed(_NETWORK_STREAM), self.device):
-            metrics = self._run(self._turns(self.steps), real, z)
+            metrics = self._run(self._turns(self.steps), real, z, *labels)
         self.steps += 1
         return metrics
 
-    def _train_on(self, turns: tuple[bool, bool], real: Tensor, z: Tensor) -> dict[str, Tensor]:
+    def _train_on(self, turns: tuple[bool, bool], real: Tensor, z: Tensor, *labels: Tensor) -> dict[str, Tensor]:
         """Do what a step computes on the device, all that a CUDA graph holds."""
         train_d, train_g = turns
         pixels, real = real, self._as_float(real)
         metrics: dict[str, Tensor] = {}
         with torch.set_grad_enabled(mode=train_g), self._autocast():
-            fake = self._g_forward(z)  # (N, K, H, W)
+            fake = self._g_forward(z, *labels)  # (N, K, H, W)
 
         if train_d:
             # Real and fake pass apart: one BatchNorm batch would tell the discriminator which is which.
             with self._autocast():
-                d_real, d_fake = self._logits(real), self._logits(fake.detach())  # (N,), (N,)
-            d_loss = self._loss.discriminator(d_real, d_fake) + self._penalty(real, fake.detach())
+                d_real, d_fake = self._logits(real, *labels), self._logits(fake.detach(), *labels)  # (N,), (N,)
+            d_loss = self._loss.discriminator(d_real, d_fake) + self._penalty(real, fake.detach(), *labels)
             _optim.backward_and_step(self._d_optimizer, self.d_scaler, d_loss, max_grad_norm=self._max_grad_norm)
             score = self._loss.score
             metrics |= {"d_loss": d_loss, "d_real": score(d_real).mean(), "d_fake": score(d_fake).mean()}
@@ -254,7 +265,7 @@ class Trainer(Generic[G, D]):
             # Against the updated discriminator, whose own gradients would be computed only to be thrown away.
             with _optim.freeze(self._discriminator):
                 with self._autocast():
-                    logits = self._logits(fake)  # (N,)
+                    logits = self._logits(fake, *labels)  # (N,)
                 g_loss = self._loss.generator(logits)
                 _optim.backward_and_step(self._g_optimizer, self.g_scaler, g_loss, max_grad_norm=self._max_grad_norm)
             metrics |= {"g_loss": g_loss}
@@ -266,13 +277,13 @@ class Trainer(Generic[G, D]):
         self._monitor.record(self._step_count, real, fake, metrics, scaled=pixels.dtype == torch.uint8)
         return {name: value.detach() for name, value in metrics.items()}
 
-    def _run(self, turns: tuple[bool, bool], real: Tensor, z: Tensor) -> dict[str, Tensor]:
+    def _run(self, turns: tuple[bool, bool], *tensors: Tensor) -> dict[str, Tensor]:
         """Call `_train_on`, or replay what it launched, where steps are captured."""
         if self._cuda_graphs is None:
-            return self._train_on(turns, real, z)
+            return self._train_on(turns, *tensors)
         for optimizer in (self._g_optimizer, self._d_optimizer):  # whose settings a framework may have restored
             _optim.make_capturable(optimizer)
-        return self._cuda_graphs(turns, real, z, hyperparameters=self._hyperparameters())
+        return self._cuda_graphs(turns, *tensors, hyperparameters=self._hyperparameters())
 
     def _draw_latents(self, count: int) -> Tensor:
         """Draw latents for `count` images: in several processes, this one's share of the draw for the joint batch."""
@@ -296,15 +307,15 @@ class Trainer(Generic[G, D]):
             return not train_g, train_g
         return True, (step + 1) % self._d_steps == 0
 
-    def _logits(self, images: Tensor) -> Tensor:
-        logits = self._d_forward(self._augment(images)).flatten()  # (N,)
+    def _logits(self, images: Tensor, *labels: Tensor) -> Tensor:
+        logits = self._d_forward(self._augment(images), *labels).flatten()  # (N,)
         self._monitor.record_logits(logits)
         return logits
 
-    def _penalty(self, real: Tensor, fake: Tensor) -> Tensor | float:
+    def _penalty(self, real: Tensor, fake: Tensor, *labels: Tensor) -> Tensor | float:
         def logits(images: Tensor) -> Tensor:
             # A compiled network can be differentiated only once.
-            outputs: Tensor = self._discriminator(self._augment(images))
+            outputs: Tensor = self._discriminator(self._augment(images), *labels)
             return outputs.flatten()  # (N,)
 
         # Penalties are differentiated twice, which half precision does not survive: here, autocast is off.
@@ -474,6 +485,13 @@ class Trainer(Generic[G, D]):
         self._step_count.fill_(self.steps)
         real = real.to(self.device, non_blocking=self._defaults.non_blocking)
         return to_memory_format(real, self._image_format)
+
+    def _prepare_labels(self, batch: object, count: int) -> tuple[Tensor, ...]:
+        if self._num_classes is None:
+            return ()
+        labels = _checks.expect_batch_labels(batch, count)
+        expect_labels(labels, self._num_classes, count)
+        return (labels.to(self.device, non_blocking=self._defaults.non_blocking),)
 
     def _as_float(self, real: Tensor) -> Tensor:
         return from_uint8(real, self._value_range, self._dtype) if real.dtype == torch.uint8 else real.to(self._dtype)

@@ -7,7 +7,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere in PyTorch
 from torch import nn
 
-from dcgan import Discriminator, Generator
+from dcgan import Discriminator, Generator, Trainer
+from dcgan.convert import write_tutorial
+from dcgan.ema import estimate_batchnorm_statistics
+from dcgan.export import export_onnx
+from dcgan.latents import derive_seed
 
 CLASSES = 3
 VARIANTS = {
@@ -214,3 +218,150 @@ def test_labels_of_samples_are_checked():
         generator.sample(2, seed=0, labels=[0.5, 1.0])
     with pytest.raises(TypeError, match="labels are for conditional networks, but this Generator has no num_classes"):
         build(Generator, num_classes=None).sample(4, labels=1)
+
+
+def plain_loop(generator, discriminator, batches):
+    """The tutorial's loop with labels, and a penalty on the logits of real images."""
+    criterion = nn.BCEWithLogitsLoss()
+    adams = [torch.optim.Adam(n.parameters(), 2e-4, (0.5, 0.999)) for n in (generator, discriminator)]
+    for step, (real, labels) in enumerate(batches):
+        rng = torch.Generator().manual_seed(derive_seed(0, step, 1))
+        fake = generator(torch.randn(len(real), 5, generator=rng, dtype=real.dtype), labels)
+        discriminator.zero_grad()
+        on_real, on_fake = discriminator(real, labels), discriminator(fake.detach(), labels)
+        loss = criterion(on_real, torch.ones_like(on_real)) + criterion(on_fake, torch.zeros_like(on_fake))
+        (loss + discriminator(real, labels).square().mean()).backward()
+        adams[1].step()
+        generator.zero_grad()
+        on_fake = discriminator(fake, labels)
+        criterion(on_fake, torch.ones_like(on_fake)).backward()
+        adams[0].step()
+
+
+def pair(**overrides):
+    return build(Generator, **overrides).double(), build(Discriminator, **overrides).double()
+
+
+def labelled_batches(n=4):
+    return [(torch.rand(6, 3, 16, 16, dtype=torch.float64) * 2 - 1, torch.randint(CLASSES, (6,))) for _ in range(n)]
+
+
+@pytest.mark.parametrize("form", [tuple, list, lambda batch: {"image": batch[0], "label": batch[1].to(torch.uint8)}])
+def test_the_trainer_uses_the_labels_of_the_batch(form):
+    batches = labelled_batches()
+    expected = pair()
+    plain_loop(*expected, batches)
+    penalty = lambda logits, real, _fake, _rng: logits(real).square().mean()  # noqa: E731
+    trainer = Trainer(*pair(), lr=2e-4, penalties=[penalty])
+    for batch in batches:
+        trainer.step(form(batch))
+    for network, reference in zip((trainer.generator, trainer.discriminator), expected, strict=True):
+        for own, other in zip(network.state_dict().values(), reference.state_dict().values(), strict=True):
+            torch.testing.assert_close(own, other)
+
+
+def test_a_resumed_conditional_trainer_repeats_the_unbroken_one():
+    batches = labelled_batches(6)
+    unbroken, first, second = (Trainer(*pair(), gradient_penalty=1.0, lr=2e-4) for _ in range(3))
+    for batch in batches:
+        unbroken.step(batch)
+    for batch in batches[:3]:
+        first.step(batch)
+    second.load_state_dict(first.state_dict())
+    for batch in batches[3:]:
+        second.step(batch)
+    for own, other in zip(second.ema.state_dict().values(), unbroken.ema.state_dict().values(), strict=True):
+        assert torch.equal(own, other)
+
+
+def test_the_trainer_trains_any_conditional_modules():
+    class Sum(nn.Module):
+        def __init__(self, width, out):
+            super().__init__()
+            self.config = {"num_classes": CLASSES, "latent_dim": 4}
+            self.linear, self.embedding, self.seen = nn.Linear(width, out), nn.Embedding(CLASSES, out), []
+
+        def forward(self, x, labels):
+            self.seen.append(labels.tolist())
+            out = self.linear(x.flatten(1)) + self.embedding(labels)
+            return out.view(-1, 1, 2, 2) if out.shape[1] == 4 else out
+
+    generator, discriminator = Sum(4, 4), Sum(4, 1)
+    Trainer(generator, discriminator, lr=1e-3, ema_decay=None).step((torch.rand(3, 1, 2, 2), torch.tensor([2, 0, 1])))
+    assert generator.seen == [[2, 0, 1]]
+    assert discriminator.seen == [[2, 0, 1]] * 3
+
+
+def test_unconditional_networks_leave_labels_aside():
+    images, labels = labelled_batches(1)[0]
+    results = []
+    for batch in (images, (images, labels)):
+        trainer = Trainer(*pair(num_classes=None), lr=2e-4)
+        trainer.step(batch)
+        results.append(list(trainer.generator.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_labels_of_a_batch_are_required_and_checked():
+    trainer = Trainer(*pair(), lr=2e-4)
+    images, labels = labelled_batches(1)[0]
+    for batch, found in [
+        (images, "got 0 of them, in a Tensor of images alone"),
+        ((images, labels.double()), r"got 0 of them, in a tuple of \(6, 3, 16, 16\) of torch.float64, \(6,\) of"),
+        ((images, labels[:3]), "got 0 of them, in a tuple"),
+        ([images, labels, labels], "got 2 of them, in a list"),
+        ({"image": images}, "got 0 of them, in a dict"),
+    ]:
+        with pytest.raises(
+            TypeError, match=r"a batch must be \(images, labels\), with one tensor of labels \(6,\).*" + found
+        ):
+            trainer.step(batch)
+    with pytest.raises(ValueError, match="labels must be from 0 to 2, got 3"):
+        trainer.step((images, torch.full((6,), 3)))
+    assert trainer.steps == 0
+    with pytest.raises(ValueError, match="both networks must have the same num_classes, got 3 and None"):
+        Trainer(build(Generator), build(Discriminator, num_classes=None), lr=2e-4)
+
+
+def test_statistics_are_estimated_of_several_inputs():
+    generator = build(Generator)
+    z, labels = torch.randn(64, 5), torch.arange(64) % CLASSES
+    estimate_batchnorm_statistics(generator, zip(z.split(32), labels.split(32), strict=True))
+    stem = generator.blocks["4x4"]
+    maps = [
+        stem.conv(with_maps(part[:, :, None, None], of)) for part, of in zip(z.split(32), labels.split(32), strict=True)
+    ]
+    expected = torch.stack([h.mean((0, 2, 3)) for h in maps]).mean(0)
+    torch.testing.assert_close(stem.norm.running_mean, expected)
+
+
+@pytest.mark.gpu
+def test_a_captured_step_takes_the_labels_of_each_batch():
+    results = []
+    for mode in ("off", "graph"):
+        networks = [network.float().cuda() for network in pair()]
+        trainer = Trainer(*networks, lr=2e-4, compile=mode)
+        torch.manual_seed(1)
+        for images, labels in labelled_batches(8):
+            trainer.step((images.float().cuda(), labels))
+        results.append(torch.cat([p.detach().flatten() for p in trainer.generator.parameters()]))
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("network_class", [Generator, Discriminator])
+def test_onnx_takes_labels_as_a_second_input(network_class, tmp_path):
+    pytest.importorskip("onnxscript", reason="needs onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    network = build(network_class).eval()
+    session = onnxruntime.InferenceSession(export_onnx(network, tmp_path / "network.onnx"))
+    first = "z" if network_class is Generator else "image"
+    assert [tensor.name for tensor in session.get_inputs()] == [first, "labels"]
+    for n in (1, 5):
+        x, labels = inputs(network, n), torch.arange(n) % CLASSES
+        (result,) = session.run(None, {first: x.numpy(), "labels": labels.numpy()})
+        torch.testing.assert_close(torch.from_numpy(result), network(x, labels).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_tutorials_format_has_no_labels(tmp_path):
+    with pytest.raises(ValueError, match="the tutorial's Generator has num_classes None, not 3"):
+        write_tutorial(Generator(num_classes=3), tmp_path / "tutorial.pth")
