@@ -11,7 +11,8 @@ from scipy.linalg import sqrtm
 
 import dcgan.metrics
 from dcgan.data import load
-from dcgan.metrics import _load_classifier, frechet_distance, image_features, moments
+from dcgan.metrics import frechet_distance, image_features, moments
+from dcgan.metrics._classifier import load_classifier
 
 CLASSIFIER = Path(dcgan.metrics.__file__).with_name("classifier.safetensors")
 
@@ -92,7 +93,7 @@ def test_features_depend_on_the_picture_alone(digits):
 
 def test_features_neither_change_nor_depend_on_the_state_of_the_process(digits):
     expected = image_features(digits[:4])
-    _load_classifier.cache_clear()
+    load_classifier.cache_clear()
     torch.set_default_dtype(torch.float64)
     before = torch.get_rng_state()
     try:

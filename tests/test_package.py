@@ -21,7 +21,8 @@ MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in S
 # Each module may import those above it.
 ORDER = """
     _allocator _choices _compat _devices _errors _files _log _loggers _modules _precision _random
-    latents losses augment images metrics._classifier metrics._extractors metrics ema features _distributed _cuda_graphs _optim _checks _monitor
+    latents losses augment images metrics._classifier metrics._extractors metrics ema features
+    _distributed _cuda_graphs _optim _checks _monitor
     architectures _config checkpoint recipe
     data._formats data._sources data._decoding data._integrity data._images data._packing data._batches data._datasets
     data _labelled _dedup
@@ -31,8 +32,8 @@ ORDER = """
     export generate _quality _build run
     bench._contender bench bench.robustness
     cli._terminal cli._migration cli._options
-    cli._bench cli._convert cli._dedup cli._evaluate cli._features cli._generate cli._latents cli._models cli._push cli._recipes
-    cli._train cli._visualize cli __main__
+    cli._bench cli._convert cli._dedup cli._evaluate cli._features cli._generate cli._latents cli._models
+    cli._push cli._recipes cli._train cli._visualize cli __main__
 """.split()  # noqa: SIM905 - it reads as the layers that it is
 
 

@@ -15,6 +15,7 @@ import dcgan
 from dcgan.cli._bench import bench
 from dcgan.cli._convert import convert, export
 from dcgan.cli._dedup import dedup
+from dcgan.cli._evaluate import evaluate
 from dcgan.cli._features import features
 from dcgan.cli._generate import generate
 from dcgan.cli._latents import arithmetic, project, walk
@@ -35,7 +36,7 @@ app = App(
 )
 app.command(train, config=read_recipe_file)
 _COMMANDS: list[Callable[..., int]] = [recipes, models, generate, walk, arithmetic, project, visualize, features, dedup]
-_COMMANDS += [convert, export, push, bench]
+_COMMANDS += [evaluate, convert, export, push, bench]
 for _command in _COMMANDS:
     app.command(_command)
 

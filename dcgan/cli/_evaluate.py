@@ -1,0 +1,369 @@
+"""`dcgan evaluate`."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from cyclopts import Parameter
+
+from dcgan._choices import DatasetName, Resize
+from dcgan.cli._options import COUNT, FLAG, NATURAL, STEP, WORDS
+from dcgan.cli._terminal import UsageError, exit_on_error, log_above_progress_bar, progress_bar, say, say_table
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from dcgan.metrics import FeatureExtractor, Moments, PixelShares
+    from dcgan.models import Generator
+
+_VERSION = 1  # part of the name of cached statistics: raise it when the same images and network give others
+_MIN_FID = 10_000  # images, below which a FID says more about their number than about them
+_COMPARED = 10_000  # images of either kind, at most, of whose features each one is compared with each other one
+_PIXELS = 2_000  # images of either kind whose pixels are counted, always as many, since the share depends on it
+_PART = 500  # images at once
+_TESTED = ("mnist", "fashion-mnist", "cifar10", "svhn", "stl10")  # have a test split
+_SUBSETS, _SUBSET_SIZE, _NEIGHBORS, _SPLITS = 100, 1000, 3, 10  # the usual ones
+
+Split = Literal["train", "test"]
+
+
+def evaluate(
+    model: str = "digits",
+    *,
+    data: DatasetName | None = None,
+    root: Path | None = None,
+    split: Split = "train",
+    resize: Resize | None = None,
+    classes: Annotated[tuple[str, ...], WORDS] = (),
+    number: Annotated[int, Parameter(name=["--number", "-n"]), COUNT] = 10_000,
+    real_number: Annotated[int | None, COUNT] = None,
+    features: str = "classifier",
+    weights: Path | None = None,
+    few: Annotated[bool, FLAG] = False,
+    seed: Annotated[int, NATURAL] = 0,
+    step: Annotated[int | Literal["best"] | None, STEP] = None,
+    out: Path = Path("evaluation.json"),
+    force: Annotated[bool, FLAG] = False,
+    skip_bad: Annotated[bool, FLAG] = False,
+    cache: Annotated[bool, Parameter(show_default=False)] = True,
+    cache_dir: Path | None = None,
+    batch_size: Annotated[int, COUNT] = 64,
+    device: str = "auto",
+) -> int:
+    """Measure how far a generator's images are from real ones: distances, precision and recall, diversity.
+
+    Prints the figures with their protocol, and writes both as JSON.
+
+    Args:
+        model: Name of a model, which dcgan models lists; folder of a run or of a saved generator; or Hub repository.
+        data: Dataset to compare with, at the size of the generator's images; by default that of the run, or the one
+            that has the name of the model, or else folder if --root is given.
+        root: Folder that holds the dataset, or that it is downloaded to; for folder, the images; by default that of the
+            run.
+        split: The training images, or the test images of a labelled dataset.
+        resize: How images get their size, as in training; by default as the run had it, or crop.
+        classes: Categories of lsun.
+        number: Number of images to generate.
+        real_number: Number of real images, drawn at random, always the same; by default all.
+        features: Network whose features are compared: classifier, which comes with the package; inception, for FID, KID
+            and Inception Score; another name that torch-fidelity knows, such as vgg16; or MODULE:NAME of your own.
+        weights: File of the weights of a network of torch-fidelity, where they cannot be downloaded.
+        few: Compute a FID of fewer than 10,000 images, which is too high and comparable with no other.
+        seed: Seed of the latents.
+        step: Of a run, take the generator as it was at this step, or at the best one, instead of the last.
+        out: JSON file to write.
+        force: Overwrite an existing file.
+        skip_bad: Leave out unreadable images.
+        cache: Keep decoded images and the statistics of real ones on disk, and take them from there.
+        cache_dir: Folder to keep them in; by default ~/.cache/dcgan.
+        batch_size: Number of images computed at once.
+        device: Device to compute on, such as cpu, cuda or mps; auto picks the best one available.
+    """
+    with exit_on_error():
+        _expect_new_json(out, force=force)
+        fid = features in ("inception", "inception-v3-compat")
+        if fid and not few:
+            _expect_many("-n", number)
+        from dcgan._build import select_device
+        from dcgan.data import cache_folder
+        from dcgan.metrics import FeatureExtractor
+
+        chosen = select_device(device)
+        generator = _load_generator(model, step).to(chosen).float()
+        source = _find_data(model, data, root, split, resize, classes)
+        size = {"image_size": generator.config["image_size"], "channels": generator.config["channels"]}
+        with log_above_progress_bar(), progress_bar("decoding", "img") as progress:
+            kept = {"cache": cache, "cache_dir": cache_dir, "skip_bad": skip_bad, "progress": progress}
+            real = _open(source, size | kept)
+        real_count = min(real_number or real.count, real.count)
+        if fid and not few:
+            _expect_many("real", real_count)
+        if min(number, real_count) <= _NEIGHBORS:
+            raise UsageError(f"there must be more than {_NEIGHBORS} images of either kind, got {number}, {real_count}")
+        extractor = FeatureExtractor(features, weights=weights, device=chosen)
+        folder = (cache_folder() if cache_dir is None else cache_dir.expanduser()) if cache else None
+        reference = _measure_reference(real, real_count, extractor, batch_size, folder)
+    shape = "x".join(str(side) for side in (*real.size, size["channels"]))
+    record: dict[str, Any] = {"model": model, "step": step, "seed": seed, "number": number}
+    record |= {"data": source.name, "split": source.split, "size": shape, "resize": source.resize}
+    record |= {"real_number": real_count, "real_available": real.count}
+    record |= {"features": features, "feature_count": reference.features.shape[1], "network": extractor.identity}
+    which = model if step is None else f"{model}, step {step}"
+    say(f"generated  {which}: {number:,} images of seed {seed}, by running BatchNorm statistics, in 8 bits")
+    available = "all" if real_count == real.count else f"of {real.count:,}"
+    say(f"real       {source.name}, {source.split}: {real_count:,} images, {available}, at {shape} by {source.resize}")
+    hashed = f", weights {extractor.identity}" if extractor.identity else ""
+    say(f"features   {features}: {reference.features.shape[1]:,} an image{hashed}")
+    with exit_on_error(running=True):
+        figures = _measure(generator, number, seed, extractor, reference, batch_size)
+        say_table([["figure", "value", "how"], *([figure.name, str(figure), figure.how] for figure in figures)])
+        record["figures"] = {
+            figure.key: {"value": figure.value, "spread": figure.spread, "how": figure.how} for figure in figures
+        }
+        from dcgan._files import atomic_write
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out) as file:
+            file.write(f"{json.dumps(record, indent=1)}\n".encode())
+    say(f"written to {out}")
+    return 0
+
+
+def _expect_new_json(out: Path, *, force: bool) -> None:
+    if out.suffix.lower() != ".json" or out.is_dir():
+        raise UsageError(f"--out must be a .json file, got {out}")
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists: --force overwrites it")
+
+
+def _expect_many(which: str, count: int) -> None:
+    if count < _MIN_FID:
+        raise UsageError(
+            f"a FID takes at least {_MIN_FID:,} images, got {which} {count:,}: with fewer it is too high and "
+            "comparable with no other; --few computes it all the same"
+        )
+
+
+def _load_generator(model: str, step: int | Literal["best"] | None) -> "Generator":
+    from dcgan.models import Generator
+
+    if step is None:
+        return Generator.from_pretrained(model)
+    from dcgan.run import load_generator
+
+    return load_generator(Path(model), step)
+
+
+class _Source(NamedTuple):
+    name: str
+    root: Path | None
+    split: Split
+    resize: Resize
+    classes: tuple[str, ...]
+
+
+def _find_data(
+    model: str,
+    name: DatasetName | None,
+    root: Path | None,
+    split: Split,
+    resize: Resize | None,
+    classes: tuple[str, ...],
+) -> _Source:
+    """Complete what the command line says by the recipe of a run, or the name of the model."""
+    from dcgan.data import DATASETS
+    from dcgan.recipe import read_fields
+
+    recipe: dict[str, Any] = {}
+    if name is None and (path := Path(model).expanduser() / "recipe.yaml").is_file():
+        recipe = read_fields(path.read_bytes())
+    found = name or recipe.get("data") or (model if model in DATASETS else "folder" if root is not None else None)
+    if found is None:
+        raise UsageError(f"--data names the images that {model} is compared with, or --root a folder of them")
+    root = Path(recipe["root"]) if root is None and recipe.get("root") else root
+    resize = resize or recipe.get("resize", "crop")
+    return _Source(found, root, split, resize, classes or tuple(recipe.get("classes", ())))
+
+
+@dataclass(frozen=True)
+class _RealImages:
+    """Real images, and what tells them from others."""
+
+    name: str
+    count: int
+    size: tuple[int, int]
+    batch: "Callable[[np.ndarray], Tensor]"
+    fingerprint: str
+
+
+def _open(source: _Source, options: dict[str, Any]) -> _RealImages:
+    from dcgan import data
+    from dcgan._labelled import load_labelled
+
+    height, width = (options["image_size"],) * 2 if isinstance(options["image_size"], int) else options["image_size"]
+    label = f"{source.name}-{source.split}-{height}x{width}x{options['channels']}-{source.resize}"
+    if source.split == "train":
+        images = data.load(source.name, root=source.root, resize=source.resize, classes=source.classes, **options)
+        fingerprint = images.fingerprint if images.path is not None else ""
+        return _RealImages(label, len(images), (height, width), images.batch, fingerprint)
+    if source.name not in _TESTED:
+        raise UsageError(
+            f"--split test is of {', '.join(_TESTED)}, got {source.name}: give another set's test images as --root"
+        )
+    if source.resize != "crop":
+        raise UsageError(f"--split test scales images by crop, got --resize {source.resize}")
+    pixels = load_labelled(source.name, "test", root=source.root, **options).images  # type: ignore[arg-type]
+    digest = hashlib.sha256(pixels.numpy().data).hexdigest() if options["cache"] else ""
+    return _RealImages(label, len(pixels), (height, width), lambda indices: pixels[indices], digest)
+
+
+class _Reference(NamedTuple):
+    """What figures need to know of real images: `moments` of all, features `(N, F)` in random order, and pixels."""
+
+    number: int
+    moments: "Moments"
+    features: "Tensor"
+    pixels: "PixelShares"
+
+
+def _measure_reference(
+    real: _RealImages, count: int, extractor: "FeatureExtractor", batch_size: int, folder: Path | None
+) -> _Reference:
+    """Measure real images, or take what an earlier call has measured of the same ones."""
+    import numpy as np
+
+    from dcgan._files import atomic_write
+
+    path = None
+    if folder is not None and real.fingerprint and extractor.identity:
+        known = repr((_VERSION, real.fingerprint, extractor.identity, _COMPARED, _PIXELS))
+        name = re.sub(r"[^\w.-]", "_", extractor.name)
+        digest = hashlib.sha256(known.encode()).hexdigest()[:16]
+        path = folder / f"reference-{real.name}-{count}-{name}-{digest}.npz"
+        if path.exists():
+            return _read_reference(path, count)
+    reference = _compute_reference(real, count, extractor, batch_size)
+    if path is not None:
+        mean, covariance = reference.moments
+        arrays = {"mean": mean.numpy(), "covariance": covariance.numpy(), "features": reference.features.numpy()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, durable=False) as file:
+            np.savez(file, allow_pickle=False, pixels=np.array(reference.pixels), **arrays)
+    return reference
+
+
+def _read_reference(path: Path, count: int) -> _Reference:
+    import numpy as np
+    import torch
+
+    from dcgan.metrics import PixelShares
+
+    with np.load(path) as arrays:
+        mean, covariance, features = (torch.from_numpy(arrays[key]) for key in ("mean", "covariance", "features"))
+        return _Reference(count, (mean, covariance), features, PixelShares(*map(float, arrays["pixels"])))
+
+
+def _compute_reference(real: _RealImages, count: int, extractor: "FeatureExtractor", batch_size: int) -> _Reference:
+    import numpy as np
+    import torch
+
+    from dcgan.metrics import moments, pixel_shares
+
+    chosen = np.sort(np.random.default_rng(0).permutation(real.count)[:count])  # as `dcgan train` chooses them
+    parts = []
+    with progress_bar("features of real images", "img") as progress:
+        for start in range(0, count, _PART):
+            parts.append(extractor(real.batch(chosen[start : start + _PART]), batch_size=batch_size))
+            progress(min(start + _PART, count), count)
+    features = torch.cat(parts)
+    order = np.random.default_rng(1).permutation(count)
+    pixels = pixel_shares(real.batch(chosen[np.sort(order[:_PIXELS])]).contiguous())
+    return _Reference(count, moments(features), features[order[:_COMPARED]], pixels)
+
+
+class _Figure(NamedTuple):
+    key: str
+    name: str
+    value: float
+    how: str
+    spread: float | None = None
+    digits: str = ".4g"
+
+    def __str__(self) -> str:
+        return f"{self.value:{self.digits}}" + ("" if self.spread is None else f" ± {self.spread:.2g}")
+
+
+def _measure(
+    generator: "Generator",
+    number: int,
+    seed: int,
+    extractor: "FeatureExtractor",
+    reference: _Reference,
+    batch_size: int,
+) -> list[_Figure]:
+    import torch
+
+    from dcgan.generate import sample_uint8
+    from dcgan.metrics import diversity, frechet_distance, kernel_distance, pixel_shares, precision_recall
+
+    parts, logits, pixels = [], [], []
+    with progress_bar("generating", "img") as progress:
+        for start in range(0, number, _PART):
+            count = min(_PART, number - start)
+            images = sample_uint8(generator, count, seed=seed, start=start, batch_size=batch_size)
+            found = extractor.extract(images, batch_size=batch_size)
+            parts.append(found[0])
+            logits += [found[1]] if found[1] is not None else []
+            pixels += [images] if start < _PIXELS else []
+            progress(start + count, number)
+    fake = torch.cat(parts)
+    compared = min(number, _COMPARED, len(reference.features))
+    fakes, reals = fake[:compared], reference.features[:compared]
+    distance = frechet_distance(reference.moments, fake)
+    kernel, spread = kernel_distance(reference.features, fake[:_COMPARED])
+    precision, recall = precision_recall(reals, fakes, neighbors=_NEIGHBORS)
+    shares = pixel_shares(torch.cat(pixels)[:_PIXELS])
+
+    size = min(_SUBSET_SIZE, len(reference.features), number)
+    names = ("FID", "KID") if logits else ("Fréchet distance", "kernel distance")
+    near = f"{_NEIGHBORS} neighbours among {compared:,} images of either kind"
+    dead = f"alike in {min(number, _PIXELS):,} images; of real ones {reference.pixels.dead:.2%}"
+    figures = [
+        _Figure("frechet_distance", names[0], distance, f"{number:,} generated and {reference.number:,} real images"),
+        _Figure(
+            "kernel_distance",
+            names[1],
+            kernel,
+            f"{_SUBSETS} subsets of {size:,} images, ± 1 standard deviation",
+            spread,
+        ),
+        _Figure("precision", "precision", precision, near, digits=".3f"),
+        _Figure("recall", "recall", recall, near, digits=".3f"),
+        _Figure(
+            "diversity", "diversity", diversity(reals, fakes), f"of {compared:,} images; real ones have 1", digits=".3f"
+        ),
+        _Figure("dead_pixels", "dead pixels", shares.dead, dead, digits=".2%"),
+        _Figure(
+            "saturated_pixels",
+            "saturated pixels",
+            shares.saturated,
+            f"of real images {reference.pixels.saturated:.2%}",
+            digits=".2%",
+        ),
+    ]
+    if logits:
+        figures.insert(2, _inception_score(torch.cat(logits)))
+    return figures
+
+
+def _inception_score(logits: "Tensor") -> _Figure:
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
+    score = isc_features_to_metric(logits, _SPLITS)
+    how = f"{_SPLITS} splits of {len(logits):,} images, ± 1 standard deviation"
+    return _Figure("inception_score", "Inception Score", score[KEY_METRIC_ISC_MEAN], how, score[KEY_METRIC_ISC_STD])
