@@ -352,7 +352,8 @@ def _draw_quality(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
     low, high = values.min() / 1.25, values.max() * 1.25
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]) if high < 8 * low else LogLocator(subs=(1, 2, 5)))
+    locator = MaxNLocator(5, steps=[1, 2, 5, 10]) if high < 8 * low else LogLocator(subs=(1, 2, 5))
+    axes.set_yticks([tick for tick in locator.tick_values(low, high) if low <= tick <= high])  # 0 would be at the edge
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:g}")
 

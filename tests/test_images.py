@@ -234,6 +234,18 @@ def test_each_value_is_drawn_in_its_panel_only(tmp_path, eight, key, row, column
     assert set(xs // 890) == {column}
 
 
+@pytest.mark.parametrize("distances", [[10.8, 3.1, 5.1], [90.0, 4.0, 0.3], [2.0]])
+def test_the_logarithmic_axis_of_distances_is_marked_within_its_limits(distances):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    images._draw_quality(axes, [{"step": step, "fd": value} for step, value in enumerate(distances)])
+    low, high = axes.get_ylim()
+    ticks = axes.get_yticks()
+    assert len(ticks) >= 2
+    assert all(low <= tick <= high for tick in ticks)
+
+
 def test_a_curve_without_values_is_left_out(tmp_path, eight):
     losses = slice(0, 580), slice(0, 890)
     both = eight[losses]
