@@ -1,6 +1,7 @@
 """Build the objects of a run from its recipe."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from dcgan import checkpoint, data
+from dcgan import _labelled, checkpoint, data
 from dcgan._devices import best_device
 from dcgan._errors import InputError
 from dcgan.models import Discriminator, Generator
@@ -64,6 +65,7 @@ def build_networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
         ValueError: If a loaded network contradicts the recipe, or an argument is invalid.
     """
     generator, discriminator = None, None
+    num_classes = _labelled.count_classes(recipe.data, root=recipe.root) if recipe.conditional else None
     if recipe.discriminator is None:
         # Resolved before a generator is loaded, since its width must not become the discriminator's.
         recipe = recipe.replace(d_base_channels=recipe.resolve().d_base_channels)
@@ -81,30 +83,37 @@ def build_networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
 
     with _seeded_on_cpu(recipe.seed):
         if generator is None:
-            generator = Generator.from_architecture(recipe.architecture, **arguments(_GENERATOR))
+            own = arguments(_GENERATOR)
+            generator = Generator.from_architecture(recipe.architecture, **own, num_classes=num_classes)
         if discriminator is None:
             # Those with the prefix d_, if given, replace what both networks have.
             own = arguments({"norm": "norm", "slope": "slope"}) | arguments(_DISCRIMINATOR)
-            discriminator = Discriminator.from_architecture(recipe.architecture, **own)
+            discriminator = Discriminator.from_architecture(recipe.architecture, **own, num_classes=num_classes)
+    for network, name in ((generator, recipe.generator), (discriminator, recipe.discriminator)):
+        if (has := network.config["num_classes"]) != num_classes:
+            wants = "is not conditional" if num_classes is None else f"has {num_classes} classes"
+            kind = type(network).__name__.lower()
+            raise InputError(f"the {kind} of {name} has num_classes {has}, but the run {wants} (conditional)")
     return recipe, generator, discriminator
 
 
 def open_images(recipe: Recipe, progress: Callable[[int, int], None] | None) -> data.Images:
-    """Open the dataset of a resolved recipe; it raises as `data.load` does."""
-    return data.load(
-        recipe.data,
-        root=recipe.root,
-        image_size=recipe.image_size or 64,
-        channels=recipe.channels or 3,
-        resize=recipe.resize,
-        classes=recipe.classes,
-        cache=recipe.cache,
-        cache_dir=recipe.cache_dir,
-        workers=recipe.workers,
-        skip_bad=recipe.skip_bad,
-        max_pixels=recipe.max_pixels,
-        progress=progress,
-    )
+    """Open the dataset of a resolved recipe, with labels if the run is conditional; it raises as `data.load` does."""
+    options: dict[str, Any] = {
+        "root": recipe.root,
+        "image_size": recipe.image_size or 64,
+        "channels": recipe.channels or 3,
+        "resize": recipe.resize,
+        "cache": recipe.cache,
+        "cache_dir": recipe.cache_dir,
+        "skip_bad": recipe.skip_bad,
+        "max_pixels": recipe.max_pixels,
+        "progress": progress,
+    }
+    if recipe.conditional:
+        workers = (os.cpu_count() or 1) if recipe.workers is None else recipe.workers
+        return _labelled.open_training_set(recipe.data, workers=workers, **options)
+    return data.load(recipe.data, classes=recipe.classes, workers=recipe.workers, **options)
 
 
 def fit_batch_size(recipe: Recipe, chosen: int | None, images: data.Images) -> Recipe:

@@ -27,6 +27,7 @@ Split = Literal["train", "test"]
 
 _FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # as in dcgan.data
+_CLASSES = 10  # of each set with a name
 _TEST_SHARE = 5  # where a set has no test split: a fifth of it
 
 
@@ -81,8 +82,7 @@ def load_labelled(
     """
     import torch
 
-    if name not in get_args(LabelledName):
-        raise InputError(f"data must be one of the labelled sets {', '.join(get_args(LabelledName))}, got {name!r}")
+    _expect_labelled(name)
     if number is not None and number < 1:
         raise InputError(f"number must be at least 1, got {number}")
     dataset, has_split = _open(name, split, root)
@@ -108,6 +108,38 @@ def load_labelled(
     if labels is None:
         raise InputError(f"the set {name!r} has no labels")
     return LabelledImages(pixels, torch.from_numpy(labels[indices]))
+
+
+def open_training_set(name: str, *, root: str | Path | None, **options: Any) -> data.Images:
+    """Open the training split of a labelled set, with its labels; `options` are those of `data.from_dataset`.
+
+    Without a test split, it is the whole set.
+
+    Raises:
+        ValueError: If the set has no labels.
+        FileNotFoundError: If the set is not under `root` and cannot be downloaded.
+        BadImages: If images are unreadable.
+    """
+    _expect_labelled(name)
+    return data.from_dataset(_open(name, "train", root)[0], **options)
+
+
+def count_classes(name: str, *, root: str | Path | None) -> int:
+    """Return the number of classes of a labelled set, whose images need not be read for that.
+
+    Raises:
+        ValueError: If the set has no labels.
+    """
+    _expect_labelled(name)
+    if name != "folder":
+        return _CLASSES
+    dataset, _ = _open(name, "train", root)
+    return len(dataset.classes)
+
+
+def _expect_labelled(name: str) -> None:
+    if name not in get_args(LabelledName):
+        raise InputError(f"data must be one of the labelled sets {', '.join(get_args(LabelledName))}, got {name!r}")
 
 
 def _open(name: str, split: Split, root: str | Path | None) -> tuple[Any, bool]:

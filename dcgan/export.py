@@ -18,8 +18,9 @@ from dcgan.models import Generator
 def export_onnx(network: Pretrained, path: str | os.PathLike[str]) -> Path:
     """Export a network in evaluation mode to ONNX, for batches of any size; return the path of the file.
 
-    A generator maps `z` `(N, Z)` to `image` `(N, K, H, W)`, a discriminator `image` to `logit` `(N,)`. The file
-    includes the weights and is written atomically.
+    A generator maps `z` `(N, Z)` to `image` `(N, K, H, W)`, a discriminator `image` to `logit` `(N,)`; conditional ones
+    have `labels`, int64 `(N,)`, as a second input, whose range is not checked. The file includes the weights and is
+    written atomically.
 
     Raises:
         ImportError: If onnx or onnxscript is not installed, or onnxscript is older than 0.7.1.
@@ -27,13 +28,16 @@ def export_onnx(network: Pretrained, path: str | os.PathLike[str]) -> Path:
     """
     _expect_exporter()
     input_name, output_name = ("z", "image") if isinstance(network, Generator) else ("image", "logit")
+    inputs = {input_name: example_input(network)}
+    if network.config.get("num_classes") is not None:
+        inputs["labels"] = torch.zeros(2, dtype=torch.int64, device=inputs[input_name].device)
     with eval_mode(network), torch.no_grad():
         program = torch.onnx.export(
             network,
-            (example_input(network),),
-            input_names=[input_name],
+            tuple(inputs.values()),
+            input_names=list(inputs),
             output_names=[output_name],
-            dynamic_shapes=({0: torch.export.Dim("N")},),
+            dynamic_shapes=({0: torch.export.Dim("N")}, {0: torch.export.Dim.AUTO})[: len(inputs)],
             dynamo=True,
             verbose=False,
         )

@@ -25,6 +25,7 @@ from dcgan._choices import (
     Upsample,
 )
 from dcgan._config import minimum_parameters, pyramid, sides, validate_config
+from dcgan._errors import InputError
 from dcgan._modules import copy_module
 from dcgan.architectures import ARCHITECTURES
 from dcgan.ema import BATCH_NORMS
@@ -57,7 +58,7 @@ class _Network(Pretrained):
             ValueError: If `name` is not a key of `ARCHITECTURES`, or an argument is out of range.
         """
         if name not in ARCHITECTURES:
-            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}")
+            raise InputError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {name!r}")
         accepted = signature(Generator if issubclass(cls, Generator) else Discriminator).parameters
         return cls(**{k: v for k, v in ARCHITECTURES[name].items() if k in accepted} | overrides)
 
@@ -73,10 +74,10 @@ class _Network(Pretrained):
         if classes is None and labels is None:
             return None
         if classes is None:
-            raise TypeError(f"labels are for conditional networks, but this {type(self).__name__} has no num_classes")
+            raise InputError(f"labels are for conditional networks, but this {type(self).__name__} has no num_classes")
         if labels is None:
             name = type(self).__name__
-            raise TypeError(f"labels ({count},) are needed: this {name} is conditional on {classes} classes")
+            raise InputError(f"labels ({count},) are needed: this {name} is conditional on {classes} classes")
         expect_labels(labels, classes, count)
         return labels[:, None] == torch.arange(classes, device=labels.device)
 
@@ -141,7 +142,7 @@ class Generator(_Network):
         super().__init__()
         self.config = validate_config(Generator, locals())
         if stem_norm == "unit" and (stem, norm) != ("linear", "batch"):
-            raise ValueError(
+            raise InputError(
                 f"stem_norm 'unit' needs stem 'linear' and norm 'batch', got stem {stem!r} and norm {norm!r}"
             )
         sizes, widths = pyramid(self.config)
@@ -201,9 +202,9 @@ class Generator(_Network):
             Images `(N, K, H, W)` in [-1, 1], or in [0, 1] with `output="sigmoid"`.
 
         Raises:
-            TypeError: If `z` has another floating-point type than the weights, or labels are missing, of another type,
+            TypeError: If `z` has another floating-point type than the weights, or `labels` are not int64.
+            ValueError: If `z` or `labels` has another shape, a label on the CPU is out of range, or labels are missing,
                 or given to a network without classes.
-            ValueError: If `z` or `labels` has another shape, or a label on the CPU is out of range.
         """
         latent_dim = self.config["latent_dim"]
         h = _expect(z.flatten(1) if z.shape[2:] == (1, 1) else z, "z", (latent_dim,), self.head)  # (N, Z)
@@ -246,10 +247,10 @@ class Generator(_Network):
             Images `(n, K, H, W)`, in the range of `forward`, on the network's device and of its type.
 
         Raises:
-            TypeError: If `labels` are no whole numbers, or the network is not conditional.
+            TypeError: If `labels` are no whole numbers.
             ValueError: If both or neither of `n` and `z` are given, `z` comes with `seed` or `start` or has another
-                shape, `n`, `seed` or `start` is negative, `labels` are not one or `n` classes, or `batch_size` is
-                below 1.
+                shape, `n`, `seed` or `start` is negative, `labels` are not one or `n` classes or the
+                network has none, or `batch_size` is below 1.
         """
         batches = self._sample(n, z, labels, seed, start, batch_size, dtype, share=True)
         like, count = next(self.parameters()), len(z) if z is not None else n or 0
@@ -291,11 +292,11 @@ class Generator(_Network):
     ) -> Iterator[Tensor]:
         like = next(self.parameters())
         if like.is_meta:
-            raise ValueError("the generator is on the meta device, which has no memory: build it on another one")
+            raise InputError("the generator is on the meta device, which has no memory: build it on another one")
         dtype = dtype or like.dtype
         batch_size = (64 if like.device.type == "cpu" else 256) if batch_size is None else batch_size
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
         count, latents = self._latents(n, z, seed, start)
         classes = self._classes(labels, count, start)
         if count >= _MIN_IMAGES_TO_FUSE or dtype != like.dtype:
@@ -322,16 +323,16 @@ class Generator(_Network):
         latent_dim, distribution = self.config["latent_dim"], self.config["latent"]
         if n is None and z is not None:
             if seed is not None or start:
-                raise ValueError("seed and start select latents, so they cannot be combined with z")
+                raise InputError("seed and start select latents, so they cannot be combined with z")
             flat = z.flatten(1) if z.shape[2:] == (1, 1) else z
             if flat.dim() != 2 or flat.shape[1] != latent_dim:
-                raise ValueError(f"z must have shape (N, {latent_dim}), got {tuple(z.shape)}")
+                raise InputError(f"z must have shape (N, {latent_dim}), got {tuple(z.shape)}")
             return len(flat), lambda first, last: flat[first:last]
         if n is None or z is not None:
             given = "neither" if n is None else "both"
-            raise ValueError(f"pass either n, the number of images, or z, their latents, got {given}")
+            raise InputError(f"pass either n, the number of images, or z, their latents, got {given}")
         if n < 0:
-            raise ValueError(f"n must not be negative, got {n}")
+            raise InputError(f"n must not be negative, got {n}")
         base = int(torch.randint(2**31, (), device="cpu")) if seed is None else seed
         seeded_latents(0, latent_dim, seed=base, start=start)  # raises if they are negative
         return n, lambda first, last: seeded_latents(
@@ -343,7 +344,7 @@ class Generator(_Network):
         classes = self.config["num_classes"]
         if classes is None:
             if labels is not None:
-                raise TypeError("labels are for conditional networks, but this Generator has no num_classes")
+                raise InputError("labels are for conditional networks, but this Generator has no num_classes")
             return None
         if labels is None:
             return torch.arange(start, start + count, device="cpu").remainder(classes)
@@ -442,9 +443,9 @@ class Discriminator(_Network):
             `"64x64_conv"` and so on.
 
         Raises:
-            TypeError: If `image` has another floating-point type than the weights, or labels are missing, of another
-                type, or given to a network without classes.
-            ValueError: If `image` or `labels` has another shape, or a label on the CPU is out of range.
+            TypeError: If `image` has another floating-point type than the weights, or `labels` are not int64.
+            ValueError: If `image` or `labels` has another shape, a label on the CPU is out of range, or labels are
+                missing, or given to a network without classes.
         """
         h = _expect(image, "image", (self.config["channels"], *sides(self.config)), self.head)
         one_hot = self._one_hot(labels, h.shape[0])  # (N, Y)
@@ -551,17 +552,17 @@ def expect_labels(labels: Tensor, classes: int, count: int) -> None:
     if labels.dtype != torch.int64:
         raise TypeError(f"labels must be torch.int64, got {labels.dtype}")
     if labels.shape != (count,):
-        raise ValueError(f"labels must have shape ({count},), got {tuple(labels.shape)}")
+        raise InputError(f"labels must have shape ({count},), got {tuple(labels.shape)}")
     if labels.device.type != "cpu" or not count or torch.compiler.is_compiling():
         return
     low, high = (int(value) for value in labels.aminmax())
     if low < 0 or high >= classes:
-        raise ValueError(f"labels must be from 0 to {classes - 1}, got {low if low < 0 else high}")
+        raise InputError(f"labels must be from 0 to {classes - 1}, got {low if low < 0 else high}")
 
 
 def _expect(x: Tensor, name: str, shape: tuple[int, ...], layer: nn.Module) -> Tensor:
     if tuple(x.shape[1:]) != shape or x.dim() != len(shape) + 1:
-        raise ValueError(f"{name} must have shape (N, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
+        raise InputError(f"{name} must have shape (N, {', '.join(map(str, shape))}), got {tuple(x.shape)}")
     dtype = next(layer.parameters()).dtype
     autocast = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
     if x.dtype != dtype and not autocast:

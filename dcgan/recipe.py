@@ -87,6 +87,8 @@ class Recipe:
         skip_bad: Skip files that cannot be decoded instead of stopping.
         max_pixels: Number of pixels above which an image is refused; by default 89 million, against files that fill the
             memory.
+        conditional: Train networks that are conditional on the class of an image, with the labels of the dataset; those
+            of a folder are its folders, one for each class.
         architecture: Published architecture to start from; the options below override its arguments.
         latent_dim: Length of the latent vectors.
         base_channels: Width of the stage next to the image, in both networks; by default the architecture's, or that
@@ -163,6 +165,7 @@ class Recipe:
     workers: int | None = None
     skip_bad: bool = False
     max_pixels: int | None = None
+    conditional: bool = False
 
     architecture: ArchitectureName = "tutorial"
     latent_dim: int | None = None

@@ -24,6 +24,7 @@ from dcgan._choices import (
 )
 from dcgan._cuda_graphs import CudaGraphStep, can_compile
 from dcgan._devices import device_defaults, to_memory_format
+from dcgan._errors import InputError
 from dcgan._modules import copy_module
 from dcgan._monitor import StepMonitor
 from dcgan._precision import autocast, grad_scaler
@@ -413,10 +414,10 @@ class Trainer(Generic[G, D]):
         unmatched = (state.keys() ^ before.keys()) if strict else (state.keys() - before.keys())
         if unmatched:
             names = ", ".join(sorted(unmatched))
-            raise ValueError(f"the state does not match this trainer: only one of them has {names}")
+            raise InputError(f"the state does not match this trainer: only one of them has {names}")
         parts = {name: part for name, part in parts.items() if name in state}
         if not isinstance(state.get("steps", 0), int):
-            raise ValueError(f"the state's steps must be a whole number, got {state['steps']!r}")  # noqa: TRY004 - the state's fault
+            raise InputError(f"the state's steps must be a whole number, got {state['steps']!r}")
         hyperparameters = self._hyperparameters()
         if self._cuda_graphs is not None:
             self._cuda_graphs.reset()
@@ -426,7 +427,7 @@ class Trainer(Generic[G, D]):
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
                 for whole, kept in parts.items():
                     _load(kept, before[whole])
-                raise ValueError(f"the state does not fit the {name}: {error}") from error
+                raise InputError(f"the state does not fit the {name}: {error}") from error
         for name in {"g_optimizer", "d_optimizer"} - parts.keys():  # which a framework may have restored
             _optim.match_memory_format(getattr(self, name))
         self.steps, self.seed = state.get("steps", self.steps), state.get("seed", self.seed)
@@ -561,7 +562,7 @@ def _cycle(batches: Iterable[Batch]) -> Iterator[Batch]:
         if iterator is batches:
             return
         if empty:
-            raise ValueError("batches must hold at least one batch")
+            raise InputError("batches must hold at least one batch")
 
 
 def _load(part: Any, state: dict[str, Any]) -> None:

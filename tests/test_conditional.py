@@ -140,7 +140,7 @@ def test_labels_are_checked(network_class):
     network = build(network_class)
     x, labels = inputs(network, 2), torch.tensor([0, 2])
     name = network_class.__name__
-    with pytest.raises(TypeError, match=rf"labels \(2,\) are needed: this {name} is conditional on 3 classes"):
+    with pytest.raises(ValueError, match=rf"labels \(2,\) are needed: this {name} is conditional on 3 classes"):
         network(x)
     with pytest.raises(TypeError, match=r"labels must be torch.int64, got torch.float32"):
         network(x, labels.float())
@@ -151,7 +151,7 @@ def test_labels_are_checked(network_class):
     with pytest.raises(ValueError, match="labels must be from 0 to 2, got -1"):
         network(x, torch.tensor([-1, 2]))
     unconditional = build(network_class, num_classes=None)
-    with pytest.raises(TypeError, match=f"labels are for conditional networks, but this {name} has no num_classes"):
+    with pytest.raises(ValueError, match=f"labels are for conditional networks, but this {name} has no num_classes"):
         unconditional(x, labels)
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         network_class(num_classes=0)
@@ -216,7 +216,7 @@ def test_labels_of_samples_are_checked():
         generator.sample(4, seed=0, labels=[1, 2])
     with pytest.raises(TypeError, match="labels must be torch.int64, got torch.float32"):
         generator.sample(2, seed=0, labels=[0.5, 1.0])
-    with pytest.raises(TypeError, match="labels are for conditional networks, but this Generator has no num_classes"):
+    with pytest.raises(ValueError, match="labels are for conditional networks, but this Generator has no num_classes"):
         build(Generator, num_classes=None).sample(4, labels=1)
 
 

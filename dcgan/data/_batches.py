@@ -83,6 +83,20 @@ class Batches:
             return self._gather_on_device(device)
         return _copy_ahead(self._prefetch_on_host(pin_memory=True), device)
 
+    def with_labels(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Return an endless iterator over the same batches with their labels, int64 `(B,)`, on the CPU.
+
+        Raises:
+            ValueError: If the images have no labels.
+        """
+        import torch
+
+        labels = self.images.labels
+        if labels is None:
+            raise InputError(f"the images of {self.images.name} have no labels: open them with from_dataset")
+        steps = itertools.count(self.start)
+        return zip(self, (torch.from_numpy(labels[self._batch_indices(step)]) for step in steps), strict=False)
+
     def _prefetch_on_host(self, *, pin_memory: bool = False) -> Iterator[torch.Tensor]:
         def load_batch(step: int) -> torch.Tensor:
             batch = self.images.batch(self._batch_indices(step))  # (B, K, H, W)
