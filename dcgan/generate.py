@@ -18,7 +18,8 @@ from torch import Tensor
 from dcgan import images
 from dcgan._config import sides
 from dcgan._files import atomic_write
-from dcgan.models import Generator
+from dcgan.latents import seeded_latents
+from dcgan.models import Generator, Labels
 
 ARCHIVES = (".zip", ".npz")
 """Suffixes of the archives that `write_images` can write."""
@@ -29,6 +30,7 @@ def write_images(
     out: Path,
     n: int,
     *,
+    labels: Labels | None = None,
     seed: int = 0,
     start: int = 0,
     batch_size: int | None = None,
@@ -43,12 +45,13 @@ def write_images(
             Existing files are replaced; `existing_files` lists them. An archive is written atomically; a kill may
             leave unfinished files in a folder.
         n: Number of images.
+        labels: Of a conditional generator, the class of all images or of each, as in `Generator.sample`.
         seed: Seed of the latents, as in `Generator.sample`.
         start: Index of the first image within the seed.
         batch_size: Images per forward pass.
         dtype: Type to compute in.
     """
-    options = {"seed": seed, "start": start, "batch_size": batch_size, "dtype": dtype}
+    options = {"labels": labels, "seed": seed, "start": start, "batch_size": batch_size, "dtype": dtype}
     (out.parent if out.suffix in ARCHIVES else out).mkdir(parents=True, exist_ok=True)
     write = {".npz": _write_npz, ".zip": _write_zip}.get(out.suffix, _write_folder)
     return write(out, generator, n, options)
@@ -59,15 +62,34 @@ def write_grid(
     path: Path,
     n: int,
     *,
+    labels: Labels | None = None,
     seed: int = 0,
     start: int = 0,
     batch_size: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write the images that `write_images` writes as one grid."""
+    """Write the images that `write_images` writes as one grid; where classes come in turn, with a column for each."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = sample_uint8(generator, n, seed=seed, start=start, batch_size=batch_size, dtype=dtype)
-    images.save_png(path, images.grid(pixels))
+    pixels = sample_uint8(generator, n, labels=labels, seed=seed, start=start, batch_size=batch_size, dtype=dtype)
+    classes = generator.config["num_classes"]
+    in_turn = classes is not None and labels is None and classes <= n
+    images.save_png(path, images.grid(pixels, columns=classes if in_turn else None))
+
+
+def sample_grid(generator: Generator, n: int, *, seed: int) -> Tensor:
+    """Return images of a seed as one picture, uint8 `(K, H', W')`.
+
+    Of a conditional generator, each row has a class and each column a latent, with as many columns as make at most `n`
+    images, but at least one; where there are more classes than `n`, it has the first `n`.
+    """
+    config = generator.config
+    if (classes := config["num_classes"]) is None:
+        return images.grid(sample_uint8(generator, n, seed=seed))
+    rows, columns = min(n, classes), max(1, n // classes)
+    z = seeded_latents(columns, config["latent_dim"], seed=seed, distribution=config["latent"]).repeat(rows, 1)
+    labels = torch.arange(rows, device="cpu").repeat_interleave(columns)
+    batches = generator.sample_batches(z=z, labels=labels)
+    return images.grid(torch.cat([_pixels(generator, batch) for batch in batches]), columns=columns)
 
 
 def default_batch_size(generator: Generator) -> int:

@@ -26,13 +26,13 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from dcgan import _build, _log, checkpoint, data, ema, images
-from dcgan._errors import InputError
+from dcgan._errors import DcganError, InputError
 from dcgan._files import atomic_write
 from dcgan._loggers import Logger, open_loggers
 from dcgan._optim import RateDecay
 from dcgan._quality import Evaluator
 from dcgan.checkpoint import step_of
-from dcgan.generate import sample_uint8
+from dcgan.generate import sample_grid
 from dcgan.hub._card import is_unchanged, model_card, seal
 from dcgan.latents import seeded_latents
 from dcgan.models import Discriminator, Generator, from_pretrained
@@ -52,7 +52,7 @@ _DECLINE, _STEPS_OF_DECLINE = 3, 2
 logger = logging.getLogger(__name__)
 
 
-class CollapseError(RuntimeError):
+class CollapseError(DcganError, RuntimeError):
     """Training has collapsed, and the recipe asks to stop then."""
 
 
@@ -230,7 +230,7 @@ class Run:
             device=self.trainer.device,
         )
         try:
-            for metrics in self.trainer.iterate(batches, self.steps):
+            for metrics in self.trainer.iterate(batches.with_labels() if recipe.conditional else batches, self.steps):
                 for name, value in metrics.items():
                     self._sums[name] = self._sums.get(name, 0) + value
                     self._counts[name] = self._counts.get(name, 0) + 1
@@ -329,11 +329,14 @@ class Run:
         return every is None or step % every == 0 or step == self.steps or improved
 
     def sample(self, generator: Generator | None = None) -> Path:
-        """Write a grid of images from fixed latents; return its path. `generator` is as in `save`."""
-        samples = sample_uint8(generator or self.ema_generator(), self.recipe.samples, seed=self.recipe.seed)
+        """Write a grid of images from fixed latents, with a row for each class; return its path.
+
+        `generator` is as in `save`.
+        """
+        picture = sample_grid(generator or self.ema_generator(), self.recipe.samples, seed=self.recipe.seed)
         path = self.folder / "samples" / f"step-{self.trainer.steps:06d}.png"
         path.parent.mkdir(exist_ok=True)
-        images.save_png(path, images.grid(samples))
+        images.save_png(path, picture)
         for logger in self._loggers:
             logger.picture(self.trainer.steps, path)
         return path
@@ -493,10 +496,13 @@ def load_generator(folder: str | PathLike[str], step: int | Literal["best"]) -> 
 
 
 def estimate_statistics(average: Generator, seed: int) -> Generator:
-    """Estimate the BatchNorm statistics of averaged weights over 1024 seeded latents, in place."""
+    """Estimate the BatchNorm statistics of averaged weights in place, over 1024 seeded latents and classes in turn."""
     config, device = average.config, next(average.parameters()).device
     z = seeded_latents(1024, config["latent_dim"], seed=seed + 1, distribution=config["latent"])
-    ema.estimate_batchnorm_statistics(average, z.to(device).chunk(8))
+    inputs = [z.to(device)]
+    if (classes := config["num_classes"]) is not None:
+        inputs.append(torch.arange(len(z), device=device).remainder(classes))
+    ema.estimate_batchnorm_statistics(average, zip(*(tensor.chunk(8) for tensor in inputs), strict=True))
     return average
 
 

@@ -1,17 +1,24 @@
 """Conditional networks: their arithmetic, their labels, their training, from tensors to the command line."""
 
+import contextlib
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere in PyTorch
+from PIL import Image
 from torch import nn
 
-from dcgan import Discriminator, Generator, Trainer
+from dcgan import Discriminator, Generator, Trainer, cli, data
 from dcgan.convert import write_tutorial
 from dcgan.ema import estimate_batchnorm_statistics
 from dcgan.export import export_onnx
-from dcgan.latents import derive_seed
+from dcgan.generate import sample_grid, write_grid
+from dcgan.images import grid, to_uint8
+from dcgan.latents import derive_seed, seeded_latents
+from dcgan.run import Run, load_generator
+from runs import TINY, computed, start_and_stop
 
 CLASSES = 3
 VARIANTS = {
@@ -365,3 +372,131 @@ def test_onnx_takes_labels_as_a_second_input(network_class, tmp_path):
 def test_the_tutorials_format_has_no_labels(tmp_path):
     with pytest.raises(ValueError, match="the tutorial's Generator has num_classes None, not 3"):
         write_tutorial(Generator(num_classes=3), tmp_path / "tutorial.pth")
+
+
+def test_batches_come_with_the_labels_of_their_images():
+    pixels = torch.arange(30, dtype=torch.uint8)[:, None, None].expand(30, 4, 4)
+    images = data.from_dataset([(pixels[i].numpy(), 100 - i) for i in range(30)])
+    batches = data.Batches(images, 8, seed=1, flip=True, start=2)
+    for (batch, labels), alone, _ in zip(batches.with_labels(), batches, range(9), strict=False):
+        assert torch.equal(batch, alone)
+        assert labels.dtype == torch.int64
+        assert torch.equal(labels, 100 - batch[:, 0, 0, 0].long())
+    with pytest.raises(ValueError, match="the images of fake have no labels"):
+        data.Batches(data.load("fake", image_size=8, cache=False), 2).with_labels()
+
+
+CONDITIONAL = TINY.replace(conditional=True, eval_every=7)
+
+
+@pytest.fixture(scope="module")
+def conditional_run(tmp_path_factory):
+    return start_and_stop(CONDITIONAL, tmp_path_factory.mktemp("conditional") / "run")
+
+
+def test_a_conditional_run_learns_from_the_labels_of_its_images(conditional_run):
+    from sklearn.datasets import load_digits
+
+    seen = {}
+    with contextlib.closing(
+        Run.start(CONDITIONAL.replace(steps=8, augment=()), conditional_run.parent / "watched")
+    ) as run:
+        assert run.trainer.generator.config["num_classes"] == run.trainer.discriminator.config["num_classes"] == 10
+
+        def watch(_, args):
+            images, labels = args
+            if not images.requires_grad and images.grad_fn is None:  # the real ones
+                seen.update(
+                    (image.numpy().tobytes(), label) for image, label in zip(images, labels.tolist(), strict=True)
+                )
+
+        run.trainer.discriminator.register_forward_pre_hook(watch)
+        list(run.train())
+    images = data.load("digits", image_size=16, channels=1)
+    target = load_digits().target
+    pixels = images.batch(np.arange(len(images))).float() / 127.5 - 1
+    known = {image.numpy().tobytes(): int(label) for image, label in zip(pixels, target, strict=True)}
+    matched = [known[content] == label for content, label in seen.items() if content in known]
+    assert len(matched) > 1000
+    assert all(matched)
+
+
+def test_a_resumed_conditional_run_repeats_the_unbroken_one(conditional_run, tmp_path):
+    folder = start_and_stop(CONDITIONAL, tmp_path / "run", stop=9)
+    with contextlib.closing(Run.resume(folder)) as run:
+        list(run.train())
+    assert computed(folder) == computed(conditional_run)
+    load_generator(folder, "best").sample(3, seed=0, labels=9)
+
+
+def test_the_grid_of_a_run_has_a_row_for_each_class(conditional_run):
+    generator = Generator.from_pretrained(conditional_run)
+    z = seeded_latents(3, 100, seed=0)
+    rows = [generator.sample(z=z, labels=label) for label in range(10)]
+    expected = grid(to_uint8(torch.cat(rows)), columns=3)
+    own = sample_grid(generator, 36, seed=0)
+    assert own.shape == expected.shape
+    assert (own.int() - expected.int()).abs().max() <= 1
+    few = sample_grid(generator, 4, seed=0)
+    assert (few.int() - grid(to_uint8(torch.cat([row[:1] for row in rows[:4]])), columns=1).int()).abs().max() <= 1
+    with Image.open(conditional_run / "samples/step-000019.png") as picture:
+        assert picture.size == (18 + 2, 9 * 18 + 2)  # TINY asks for nine images: nine classes, one of each
+
+
+def generate(*arguments, capsys, code=0):
+    assert cli.main(["generate", *map(str, arguments)]) == code
+    return capsys.readouterr().err
+
+
+def test_generate_takes_a_label(conditional_run, tmp_path, capsys):
+    generator = Generator.from_pretrained(conditional_run)
+    for name, arguments, labels in [("seven", ["--label", 7], 7), ("turn", [], None)]:
+        generate(conditional_run, "-n", 12, "--out", tmp_path / name, *arguments, capsys=capsys)
+        expected = to_uint8(generator.sample(12, seed=0, labels=labels))
+        for i in range(12):
+            with Image.open(tmp_path / name / f"{i:06d}.png") as picture:
+                assert np.abs(np.asarray(picture).astype(int) - expected[i, 0].numpy()).max() <= 1
+    assert "--label must be from 0 to 9" in generate(
+        conditional_run, "--label", 10, "--out", tmp_path / "x", capsys=capsys, code=2
+    )
+    build(Generator, num_classes=None).save_pretrained(tmp_path / "plain")
+    error = generate(tmp_path / "plain", "--label", 1, "--out", tmp_path / "x", capsys=capsys, code=2)
+    assert "--label is for conditional models" in error
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_written_grid_has_a_column_for_each_class_in_turn(tmp_path):
+    generator = build(Generator).eval()
+    for labels, columns in [(None, 3), (1, 4)]:
+        write_grid(generator, tmp_path / "grid.png", 14, labels=labels, seed=2)
+        with Image.open(tmp_path / "grid.png") as picture:
+            assert picture.width == columns * 18 + 2
+
+
+@pytest.fixture
+def classes_on_disk(tmp_path):
+    root = tmp_path / "pets"
+    for number, name in enumerate(["cat", "dog", "fish"]):
+        (root / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (16, 16), (80 * number, i, 0)).save(root / name / f"{i}.png")
+    return root
+
+
+def test_a_folder_of_each_class_trains_a_conditional_pair(classes_on_disk, tmp_path):
+    recipe = CONDITIONAL.replace(data="folder", root=classes_on_disk, batch_size=8, steps=2, eval_every=None)
+    folder = start_and_stop(recipe.replace(cache_dir=tmp_path / "cache"), tmp_path / "run")
+    assert Generator.from_pretrained(folder).config["num_classes"] == 3
+    again = start_and_stop(recipe.replace(generator=str(folder), cache=False), tmp_path / "again")
+    assert Generator.from_pretrained(again).config["num_classes"] == 3
+    with pytest.raises(ValueError, match="the generator of .* has num_classes 3, but the run is not conditional"):
+        Run.start(recipe.replace(conditional=False, generator=str(folder)), tmp_path / "other")
+    with pytest.raises(ValueError, match="the generator of .* has num_classes 3, but the run has 10 classes"):
+        Run.start(CONDITIONAL.replace(channels=3, generator=str(folder)), tmp_path / "other")
+    with pytest.raises(ValueError, match="data must be one of the labelled sets digits, .*, got 'fake'"):
+        Run.start(CONDITIONAL.replace(data="fake"), tmp_path / "other")
+    (classes_on_disk / "loose.png").write_bytes((classes_on_disk / "cat/0.png").read_bytes())
+    with pytest.raises(
+        ValueError, match=r"must hold a folder of images for each class, but .* holds the image loose.png"
+    ):
+        Run.start(recipe, tmp_path / "other")

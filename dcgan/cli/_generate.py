@@ -18,6 +18,7 @@ def generate(
     *,
     number: Annotated[int, Parameter(name=["--number", "-n"]), COUNT] = 64,
     out: Path = Path("samples"),
+    label: Annotated[int | None, NATURAL] = None,
     seed: Annotated[int, NATURAL] = 0,
     start: Annotated[int, NATURAL] = 0,
     step: Annotated[int | Literal["best"] | None, STEP] = None,
@@ -33,6 +34,7 @@ def generate(
         model: Name of a model, which dcgan models lists; folder of a run or of a saved generator; or Hub repository.
         number: Number of images.
         out: Folder to write 000000.png and so on to; or a .zip of these files, or a .npz of all images in one array.
+        label: Class of all images, for a conditional model; by default its classes come in turn.
         seed: Seed of the latents.
         start: Index of the first image.
         step: Of a run, take the generator as it was at this step, or at the best one, instead of the last.
@@ -67,8 +69,14 @@ def generate(
             from dcgan.run import load_generator
 
             generator = load_generator(Path(model), step).to(select_device(device))
+        classes = generator.config["num_classes"]
+        if label is not None and classes is None:
+            raise UsageError(f"--label is for conditional models, and {model} has no classes")
+        if label is not None and label >= classes:
+            raise UsageError(f"--label must be from 0 to {classes - 1}, the classes of {model}, got {label}")
         batch_size = batch_size or default_batch_size(generator)
-        options: dict[str, Any] = {"seed": seed, "start": start, "batch_size": batch_size, "dtype": DTYPES[precision]}
+        options: dict[str, Any] = {"labels": label, "seed": seed, "start": start, "batch_size": batch_size}
+        options |= {"dtype": DTYPES[precision]}
     with exit_on_error(running=True):
         if grid:
             write_grid(generator, picture, number, **options)

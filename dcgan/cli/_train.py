@@ -119,7 +119,9 @@ def _describe(run: "Run") -> None:
     if images.path is not None:
         where = f", packed in {images.path} ({images.path.stat().st_size / 2**20:.1f} MiB)"
     height, width = images.image_size
-    say(f"data      {images.name}: {len(images):,} images {height}x{width}x{images.channels}{where}")
+    classes = run.trainer.generator.config["num_classes"]
+    kinds = f" of {classes} classes" if classes is not None else ""
+    say(f"data      {recipe.data}: {len(images):,} images{kinds} {height}x{width}x{images.channels}{where}")
     if images.skipped:
         say(f"          skipped {len(images.skipped)} files, such as {images.skipped[0][0]}: {images.skipped[0][1]}")
     if images.left_out:
