@@ -91,9 +91,11 @@ def build_networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
             discriminator = Discriminator.from_architecture(recipe.architecture, **own, num_classes=num_classes)
     for network, name in ((generator, recipe.generator), (discriminator, recipe.discriminator)):
         if (has := network.config["num_classes"]) != num_classes:
-            wants = "is not conditional" if num_classes is None else f"has {num_classes} classes"
-            kind = type(network).__name__.lower()
-            raise InputError(f"the {kind} of {name} has num_classes {has}, but the run {wants} (conditional)")
+            kind, wants = (
+                type(network).__name__.lower(),
+                f"num_classes {num_classes}, with conditional {recipe.conditional}",
+            )
+            raise InputError(f"the {kind} of {name} has num_classes {has}, and the run needs {wants}")
     return recipe, generator, discriminator
 
 

@@ -489,9 +489,9 @@ def test_a_folder_of_each_class_trains_a_conditional_pair(classes_on_disk, tmp_p
     assert Generator.from_pretrained(folder).config["num_classes"] == 3
     again = start_and_stop(recipe.replace(generator=str(folder), cache=False), tmp_path / "again")
     assert Generator.from_pretrained(again).config["num_classes"] == 3
-    with pytest.raises(ValueError, match="the generator of .* has num_classes 3, but the run is not conditional"):
+    with pytest.raises(ValueError, match="the generator of .* has num_classes 3, and the run needs num_classes None"):
         Run.start(recipe.replace(conditional=False, generator=str(folder)), tmp_path / "other")
-    with pytest.raises(ValueError, match="the generator of .* has num_classes 3, but the run has 10 classes"):
+    with pytest.raises(ValueError, match="the generator of .* has num_classes 3, and the run needs num_classes 10"):
         Run.start(CONDITIONAL.replace(channels=3, generator=str(folder)), tmp_path / "other")
     with pytest.raises(ValueError, match="data must be one of the labelled sets digits, .*, got 'fake'"):
         Run.start(CONDITIONAL.replace(data="fake"), tmp_path / "other")
@@ -500,3 +500,10 @@ def test_a_folder_of_each_class_trains_a_conditional_pair(classes_on_disk, tmp_p
         ValueError, match=r"must hold a folder of images for each class, but .* holds the image loose.png"
     ):
         Run.start(recipe, tmp_path / "other")
+
+
+@pytest.mark.parametrize("command", ["walk", "arithmetic", "features", "visualize filters", "visualize features"])
+def test_commands_for_models_without_classes_refuse_others(command, conditional_run, tmp_path, capsys):
+    out = ["--out", str(tmp_path / ("x" if command == "features" else "x.png"))]
+    assert cli.main([*command.split(), str(conditional_run), *out]) == 2
+    assert "run is conditional on 10 classes: this command is for models without classes" in capsys.readouterr().err

@@ -86,6 +86,8 @@ def features(
         from dcgan.models import Discriminator
 
         discriminator = Discriminator.from_pretrained(model, device=select_device(device)).float()
+        if (classes := discriminator.config["num_classes"]) is not None:
+            raise UsageError(f"{model} is conditional on {classes} classes: this command is for models without classes")
         generator = _load_generator(model, discriminator)
         name: LabelledName = data or ("digits" if root is None else "folder")
         options = {"root": root, "seed": seed, "skip_bad": skip_bad, "cache": cache, "cache_dir": cache_dir}

@@ -13,7 +13,7 @@ from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say, sa
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dcgan.models import Generator
+    from dcgan.models import Discriminator, Generator
 
 _SIDE = 64  # pixels: smaller images are enlarged, for their captions and on a screen
 _FRAMES_PER_SECOND = 20
@@ -207,12 +207,20 @@ def expect_new_file(path: Path, suffixes: tuple[str, ...], *, force: bool) -> No
 
 
 def load_generator(model: str, device: str) -> "Generator":
-    """Load the generator of a model onto a device, by its name or `auto`."""
+    """Load the generator of a model, which must not be conditional, onto a device, by its name or `auto`."""
     keep_memory()
     from dcgan._build import select_device
     from dcgan.models import Generator
 
-    return Generator.from_pretrained(model, device=select_device(device))
+    generator = Generator.from_pretrained(model, device=select_device(device))
+    expect_unconditional(generator, model)
+    return generator
+
+
+def expect_unconditional(network: "Generator | Discriminator", model: str) -> None:
+    """Check that a network needs no labels."""
+    if (classes := network.config["num_classes"]) is not None:
+        raise UsageError(f"{model} is conditional on {classes} classes: this command is for models without classes")
 
 
 def save_picture(path: Path, picture: "Tensor") -> None:

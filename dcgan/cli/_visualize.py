@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 
 from dcgan._allocator import keep_memory
 from dcgan._choices import DatasetName
-from dcgan.cli._latents import expect_new_file, load_generator, save_picture
+from dcgan.cli._latents import expect_new_file, expect_unconditional, load_generator, save_picture
 from dcgan.cli._options import COUNT, FLAG, NATURAL, WORDS
 from dcgan.cli._terminal import UsageError, exit_on_error, say
 
@@ -190,7 +190,9 @@ def dropout(
 def _load_discriminator(model: str, device: "torch.device | str") -> "Discriminator":
     from dcgan.models import Discriminator
 
-    return Discriminator.from_pretrained(model, device=device)
+    discriminator = Discriminator.from_pretrained(model, device=device)
+    expect_unconditional(discriminator, model)
+    return discriminator
 
 
 def _sample(generator: "Generator", n: int, seed: int, start: int = 0) -> "Tensor":
