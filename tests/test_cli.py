@@ -17,10 +17,12 @@ from PIL import Image
 
 import dcgan
 from dcgan import Generator, checkpoint, cli
+from dcgan._errors import InputError, MissingPackageError
 from dcgan.cli import _migration
 from dcgan.cli._terminal import RunError, UsageError, collect_signals, exit_on_error, log_above_progress_bar
 from dcgan.data import BadImages
 from dcgan.recipe import Recipe
+from dcgan.run import CollapseError
 from dcgan.trainer import Trainer
 
 SMALL = shlex.split("--base-channels 4 --image-size 16 --samples 4 --device cpu")
@@ -365,7 +367,7 @@ def test_a_resumed_run_changes_its_length_but_not_its_numbers(dcgan_says, tmp_pa
     assert (code, "omit --out" in err) == (2, True)
     assert dcgan_says("train", "--resume", folder, "--steps", 2)[0] == 0
     assert dcgan_says("train", "--resume", folder, "--epochs", 3)[0] == 0
-    assert [path.stem for path in checkpoint.list_states(folder / "state")] == ["step-000002", "step-000003"]
+    assert [path.stem for path in checkpoint.list_states(folder / "state")] == ["step-000000", "step-000003"]
 
 
 def test_the_advice_at_the_end_works_as_it_stands(dcgan_says, tmp_path, capfd):
@@ -476,8 +478,11 @@ def test_an_error_of_the_program_is_not_hidden(monkeypatch):
 
 ERRORS = [
     # (error, its exit code before the work began, and while it was under way; None is a traceback)
-    (ValueError("a value"), 2, None),
-    (ImportError("a package"), 2, None),
+    (InputError("a value"), 2, None),
+    (MissingPackageError("a package"), 2, None),
+    (ValueError("a bug"), None, None),
+    (ImportError("a bug"), None, None),
+    (CollapseError("stopped"), 2, 1),
     (FileExistsError("a file"), 2, 1),
     (OSError("a full disk"), 2, 1),
     (BadImages([("x.png", "broken")]), 2, 1),
@@ -493,7 +498,7 @@ ERRORS = [
 def test_errors_have_their_exit_codes(error, before, running):
     for code, under_way in ((before, False), (running, True)):
         expected = {1: RunError, 2: UsageError, None: type(error)}[code]
-        message = str(error).replace("skip_bad", "--skip-bad") if code == 2 else str(error)  # as it was typed
+        message = str(error) if code is None else str(error).replace("skip_bad", "--skip-bad")  # as it was typed
         with pytest.raises(expected, match=re.escape(message)) as caught, exit_on_error(running=under_way):
             raise error
         assert type(caught.value) is expected
@@ -502,7 +507,7 @@ def test_errors_have_their_exit_codes(error, before, running):
 def test_arguments_are_called_what_was_typed():
     message = "image_size must be a multiple of 16: see 'my image_size.png', image_size=3 and runs/batch_size"
     with pytest.raises(UsageError) as caught, exit_on_error():
-        raise ValueError(message)
+        raise InputError(message)
     assert str(caught.value) == message.replace("image_size must", "--image-size must")
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from dcgan._errors import DcganError, InputError, MissingPackageError
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -31,21 +33,17 @@ def exit_on_error(*, running: bool = False) -> Iterator[None]:
 
     Args:
         running: Whether the arguments have been accepted and the work is under way. A full disk or a broken image is a
-            failure then, and a `ValueError` or `ImportError` a bug; before, all of them are the user's to correct.
+            failure then, and an argument that is refused a bug; before, all of them are the user's to correct.
     """
     try:
         yield
     except FloatingPointError as error:
         raise RunError(str(error)) from error
-    except (OSError, ValueError, ImportError) as error:
-        if running and _is_run_failure(error):
-            raise RunError(_in_options(_describe(error))) from error
-        if running or isinstance(error, BrokenPipeError):
+    except (OSError, DcganError) as error:
+        if isinstance(error, InputError | MissingPackageError if running else BrokenPipeError):
             raise
-        raise UsageError(_in_options(_describe(error))) from error
+        raise (RunError if running else UsageError)(_in_options(_describe(error))) from error
     except RuntimeError as error:
-        if "dcgan.run" in sys.modules and isinstance(error, sys.modules["dcgan.run"].CollapseError):
-            raise RunError(str(error)) from error
         if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
             raise RunError(f"the device is out of memory; try a smaller --batch-size ({error})") from error
         raise
@@ -65,12 +63,6 @@ def _in_options(message: str) -> str:
     names = [field.name for field in fields(Recipe) if "_" in field.name] + ["per_class"]
     pattern = rf"(?<![\w'/.-])({'|'.join(sorted(names, key=len, reverse=True))})(?![\w'/.=])"
     return re.sub(pattern, lambda match: "--" + match[1].replace("_", "-"), message)
-
-
-def _is_run_failure(error: Exception) -> bool:
-    from dcgan.data import BadImages
-
-    return isinstance(error, OSError | BadImages)
 
 
 @contextmanager

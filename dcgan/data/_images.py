@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from dcgan._errors import InputError
+from dcgan._errors import DcganError
 from dcgan.data._sources import UnreadableImage
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Images(Protocol):
         ...
 
 
-class BadImages(InputError):  # noqa: N818 (it holds images, not one error)
+class BadImages(DcganError, ValueError):  # noqa: N818 (it holds images, not one error)
     """Some files cannot be read as images.
 
     Attributes:
