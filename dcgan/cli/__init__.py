@@ -1,4 +1,4 @@
-"""The command line, a command of which is a function in a module of this package.
+"""The command line; `dcgan --help` lists the commands.
 
 Commands import what they need when they run, so that they print help and report mistakes without torch.
 
@@ -75,5 +75,8 @@ def _refuse_old_names(arguments: list[str]) -> None:
     for argument in arguments:
         if (name := argument.partition("=")[0]) in _RENAMED:
             raise UsageError(f"{name} is now {_RENAMED[name]}")
+    for option, first, second in zip(arguments, arguments[1:], arguments[2:], strict=False):
+        if option == "--image-size" and first.isdecimal() and second.isdecimal():
+            raise UsageError(f"--image-size takes HEIGHTxWIDTH: {first}x{second}")
     if (command := translate(arguments)) is not None:
         raise UsageError(command)

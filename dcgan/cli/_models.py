@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+from dcgan._errors import InputError
 from dcgan.cli._options import FLAG
 from dcgan.cli._terminal import RunError, say, say_table
 from dcgan.zoo import Model, list_models, load_record
@@ -59,7 +60,7 @@ def _verify() -> int:
             folder = fetch(model, force_download=True)  # which compares the hashes of what it fetches
             for file, digest in model.sha256.items():
                 if hashlib.sha256((folder / file).read_bytes()).hexdigest() != digest:
-                    raise ValueError(f"{folder / file} is not the file that it was")  # noqa: TRY301 - reported like those of fetch
+                    raise InputError(f"{folder / file} is not the file that it was")
             shape = tuple(Generator.from_pretrained(folder).float().sample(1, seed=0).shape[1:])
             say(f"{name}: as it was, and draws {shape}")
         except (OSError, ValueError) as error:
