@@ -32,7 +32,8 @@ def forget_scaled_step(scaler: "torch.amp.GradScaler", optimizer: "torch.optim.O
     """
     for name in ("grad_scale", "found_inf"):
         vars(optimizer).pop(name, None)
-    scaler._per_optimizer_states.clear()  # noqa: SLF001
+    if scaler.is_enabled():  # otherwise it has no records
+        scaler._per_optimizer_states.clear()  # noqa: SLF001
 
 
 def graphs_register_generators() -> bool:
@@ -43,15 +44,16 @@ def graphs_register_generators() -> bool:
     """
     import torch
 
-    return torch.__version__ >= "2.14"  # a `TorchVersion`, which compares numbers
+    return torch.__version__ >= "2.14.dev0"  # a `TorchVersion`, which compares numbers, and comes before all of 2.14
 
 
 def end_failed_capture(device: "torch.device", pool: Any) -> None:
-    """Let the allocator leave the memory pool of a capture that failed, which torch 2.11 does not."""
+    """Let the allocator leave and release the memory pool of a capture that failed, which torch 2.11 does not."""
     import torch
 
-    with suppress(RuntimeError):  # raised where it has left the pool
+    with suppress(RuntimeError):  # raised by the first where it has left the pool
         torch._C._cuda_endAllocateToPool(device.index, pool)  # noqa: SLF001
+        torch._C._cuda_releasePool(device.index, pool)  # noqa: SLF001
 
 
 def lerp_all(means: "list[Tensor]", values: "list[Tensor]", weight: "Tensor") -> None:
@@ -68,11 +70,3 @@ def lerp_all(means: "list[Tensor]", values: "list[Tensor]", weight: "Tensor") ->
         return
     for mean, value in zip(means, values, strict=True):  # one pass over memory instead of three
         mean.lerp_(value, weight.to(mean.dtype))
-
-
-def copy_all(into: "list[Tensor]", values: "list[Tensor]") -> None:
-    """Copy each tensor into another; on a GPU, in one launch for those of one type, unlike `copy_`."""
-    import torch
-
-    if values:  # torch refuses empty lists
-        torch._foreach_copy_(into, values)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from dcgan._compat import copy_all, lerp_all
+from dcgan._compat import lerp_all
 from dcgan._errors import InputError
 from dcgan._modules import eval_mode
 
@@ -27,7 +27,8 @@ def ema_weight(step: Tensor, decay: float) -> Tensor:
 def update_average(average: nn.Module, network: nn.Module, weight: Tensor) -> None:
     """Move the parameters of `average` towards those of `network` by `weight` in [0, 1], and copy its buffers."""
     lerp_all(list(average.parameters()), list(network.parameters()), weight)
-    copy_all(list(average.buffers()), list(network.buffers()))
+    for copied, buffer in zip(average.buffers(), network.buffers(), strict=True):
+        copied.copy_(buffer)
 
 
 def estimate_batchnorm_statistics(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcgan import Discriminator, Generator
 from dcgan._compat import lerp_all
@@ -89,6 +90,18 @@ class OnDevice(torch.Tensor):
         return True
 
 
+class Launches(TorchDispatchMode):
+    """The names of the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.__name__.split(".")[0])
+        return function(*args, **kwargs or {})
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_is_computed_for_all_tensors_at_once_is_the_same_up_to_rounding(dtype):
     rng = torch.Generator().manual_seed(0)
@@ -96,7 +109,10 @@ def test_what_is_computed_for_all_tensors_at_once_is_the_same_up_to_rounding(dty
     means = [torch.randn(value.shape, generator=rng, dtype=dtype) for value in values]
     expected = [mean.lerp(value, torch.tensor(0.25, dtype=dtype)) for mean, value in zip(means, values, strict=True)]
     addresses = [mean.data_ptr() for mean in means]
-    lerp_all(means, values, torch.tensor(0.25).as_subclass(OnDevice))
+    weight = torch.tensor(0.25).as_subclass(OnDevice)
+    with Launches() as launches:
+        lerp_all(means, values, weight)
+    assert launches.names == ["_foreach_sub", "_foreach_mul_", "_foreach_add_"]
     torch.testing.assert_close(means, expected)
     assert [mean.data_ptr() for mean in means] == addresses
 
