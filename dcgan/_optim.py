@@ -82,17 +82,21 @@ def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def hyperparameters(**optimizers: Optimizer) -> tuple[tuple[str, str], ...]:
-    """Return the plain settings of optimisers by name, such as learning rates, as text; tensors are left out."""
+    """Return what Python reads of optimisers' settings by name, such as learning rates, as text.
+
+    Tensors are left out, except on the CPU, where a kernel takes their values as it takes numbers.
+    """
     return tuple(
         (f"{name}{f' of group {index}' if len(optimizer.param_groups) > 1 else ''} of {optimizer_name}", _text(value))
         for optimizer_name, optimizer in optimizers.items()
         for index, group in enumerate(optimizer.param_groups)
         for name, value in group.items()
-        if name != "params" and not isinstance(value, Tensor)
+        if name != "params" and not (isinstance(value, Tensor) and value.device.type != "cpu")
     )
 
 
 def _text(value: object) -> str:
+    value = value.tolist() if isinstance(value, Tensor) else value
     return repr(float(value) if type(value) is int else value)  # 0 is as good as 0.0
 
 
