@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from dcgan._compat import has_hooks
 from dcgan._devices import device_defaults
+from dcgan._errors import InputError
 from dcgan._modules import copy_module
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -96,6 +97,24 @@ def append_labels(x: Tensor, one_hot: Tensor | None) -> Tensor:
         one_hot = one_hot[:, :, None, None].expand(-1, -1, *x.shape[2:])
         one_hot = one_hot.contiguous(memory_format=torch.contiguous_format if is_contiguous else torch.channels_last)
     return torch.cat([x, one_hot], 1)
+
+
+def expect_labels(labels: Tensor, classes: int, count: int) -> None:
+    """Check labels; those on another device than the CPU for their shape and type only, without waiting for it.
+
+    Raises:
+        TypeError: If they are not int64.
+        ValueError: If they are not `(count,)`, or one is not below `classes`.
+    """
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be torch.int64, got {labels.dtype}")
+    if labels.shape != (count,):
+        raise InputError(f"labels must have shape ({count},), got {tuple(labels.shape)}")
+    if labels.device.type != "cpu" or not count or torch.compiler.is_compiling():
+        return
+    low, high = (int(value) for value in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise InputError(f"labels must be from 0 to {classes - 1}, got {low if low < 0 else high}")
 
 
 def _is_valid(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:

@@ -37,6 +37,7 @@ from dcgan.layers import (
     SpaceToDepthConv2d,
     SubPixelConvTranspose2d,
     append_labels,
+    expect_labels,
     fuse_batchnorm,
 )
 
@@ -540,24 +541,6 @@ def _odd(kernel: int) -> int:
 
 def _name(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
-
-
-def expect_labels(labels: Tensor, classes: int, count: int) -> None:
-    """Check labels; those on another device than the CPU for their shape and type only, without waiting for it.
-
-    Raises:
-        TypeError: If they are not int64.
-        ValueError: If they are not `(count,)`, or one is not below `classes`.
-    """
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels must be torch.int64, got {labels.dtype}")
-    if labels.shape != (count,):
-        raise InputError(f"labels must have shape ({count},), got {tuple(labels.shape)}")
-    if labels.device.type != "cpu" or not count or torch.compiler.is_compiling():
-        return
-    low, high = (int(value) for value in labels.aminmax())
-    if low < 0 or high >= classes:
-        raise InputError(f"labels must be from 0 to {classes - 1}, got {low if low < 0 else high}")
 
 
 def _expect(x: Tensor, name: str, shape: tuple[int, ...], layer: nn.Module) -> Tensor:

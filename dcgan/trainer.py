@@ -33,8 +33,9 @@ from dcgan.augment import Augmentation, augment, get_augmentations
 from dcgan.ema import ema_weight, update_average
 from dcgan.images import from_uint8
 from dcgan.latents import LatentSampler, derive_seed, sample_latents
+from dcgan.layers import expect_labels
 from dcgan.losses import PENALTIES, Loss, Penalty, get_loss, probability
-from dcgan.models import Discriminator, Generator, expect_labels
+from dcgan.models import Discriminator, Generator
 
 logger = logging.getLogger(__name__)
 
