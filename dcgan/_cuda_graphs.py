@@ -5,6 +5,7 @@ A graph launches them all at once.
 """
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,8 +22,6 @@ Step = Callable[..., dict[str, Tensor]]
 
 WARM_UP_CALLS = 3  # before the capture: libraries choose kernels and optimisers make their state in the first ones
 MAX_GRAPHS = 8
-# Calls after which a key whose graph was dropped may have another one: capturing takes as long as many eager calls.
-CALLS_TO_RETURN = 100
 
 
 class CudaGraphStep:
@@ -30,9 +29,9 @@ class CudaGraphStep:
 
     A key is the mode, the `hyperparameters`, and the shapes and types of the tensors: calls that launch different
     kernels must have different keys. Everything else that the step reads or writes must stay at its address. A key
-    that cannot be captured keeps running eagerly; the reason is logged once. There are at most `MAX_GRAPHS` graphs, of
-    which the one that has not been used for longest is dropped. They share their memory, since a step leaves nothing
-    in it that another one reads.
+    that cannot be captured keeps running eagerly; the reason is logged once. Graphs share their memory, since a step
+    leaves nothing in it that another one reads, and the workspace of cuBLAS, which is freed with the first of them:
+    beyond `MAX_GRAPHS` all are dropped, and captured anew as they are used.
 
     Args:
         step: Returns scalars by name.
@@ -51,61 +50,65 @@ class CudaGraphStep:
         self._step, self._device, self._rng, self._find_obstacle = step, device, rng, find_obstacle
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None  # of a type that torch does not export
-        self._calls: dict[Hashable, int] = {}  # of keys without a graph
-        self._graphs: dict[Hashable, _Replay] = {}  # the one that was used last comes last
+        self._calls: dict[Hashable, int] = {}  # by thread and key: libraries have handles for each thread
+        self._graphs: dict[Hashable, _Replay] = {}
         self._refused: set[Hashable] = set()
         self._reasons: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy captures its own graphs: these belong to this process and to the tensors of this step.
-        return {**vars(self), "_stream": None, "_pool": None, "_calls": {}, "_graphs": {}}
+        fresh = CudaGraphStep(self._step, self._device, self._rng, self._find_obstacle)
+        return {**vars(self), **vars(fresh)}
 
     def __call__(self, mode: Hashable, *tensors: Tensor, hyperparameters: Hashable = ()) -> dict[str, Tensor]:
         """Compute `step(mode, *tensors)`."""
         key = (mode, hyperparameters, *((tensor.shape, tensor.dtype) for tensor in tensors))
+        calls = 0
         if key not in self._graphs and key not in self._refused:
-            self._count(key)
-            if self._calls[key] > WARM_UP_CALLS:
+            calls = self._count((threading.current_thread(), key))
+            if calls > WARM_UP_CALLS:
                 self._capture_for(key, mode, tensors)
         if key in self._graphs:
-            self._graphs[key] = replay = self._graphs.pop(key)
-            return replay(tensors)
-        with self.warm_up(is_last=self._calls.get(key) == WARM_UP_CALLS) as obstacles:
+            return self._graphs[key](tensors)
+        with self.warm_up(is_last=calls == WARM_UP_CALLS) as obstacles:
             results = self._step(mode, *tensors)
         if obstacles:
             self._refuse(key, obstacles[0])
         return results
 
     def reset(self) -> None:
-        """Drop all graphs: something they read or write has moved."""
-        self._calls, self._graphs = {}, {}
+        """Drop all graphs, and try refused keys again: something that a step reads or writes has moved."""
+        self._drop_graphs()
+        self._refused, self._reasons = set(), set()
 
-    def _count(self, key: Hashable) -> None:
+    def _drop_graphs(self) -> None:
+        # A pool without graphs cannot be used again.
+        self._calls, self._graphs, self._pool = {}, {}, None
+
+    def _count(self, key: Hashable) -> int:
         if len(self._calls) > 100 * MAX_GRAPHS:
             self._calls = {}  # keys that never recur, such as those of a changing learning rate
         self._calls[key] = self._calls.get(key, 0) + 1
+        return self._calls[key]
 
     def _capture_for(self, key: Hashable, mode: Hashable, tensors: tuple[Tensor, ...]) -> None:
         if obstacle := self._find_obstacle():
             self._refuse(key, obstacle)
             return
         if len(self._graphs) == MAX_GRAPHS:
-            oldest = next(iter(self._graphs))
-            del self._graphs[oldest]
-            self._calls[oldest] = WARM_UP_CALLS - CALLS_TO_RETURN
+            self._drop_graphs()
         try:
             self._graphs[key] = _Replay(self._step, self.capture, mode, tensors)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the eager step goes on, or raises it again
-            # The capture ends with an error of its own, which says only that there was one before.
-            self._refuse(key, _first_line(error.__context__ or error))
-            self.reset()
+        except BaseException as error:
+            self._drop_graphs()
+            if not isinstance(error, Exception):
+                raise
+            self._refuse(key, _first_line(error))  # the eager step goes on, or raises it again
             return
-        del self._calls[key]
         logger.info("captured the training step as a CUDA graph")
 
     def _refuse(self, key: Hashable, reason: str) -> None:
         self._refused.add(key)
-        self._calls.pop(key, None)
         if reason not in self._reasons:
             self._reasons.add(reason)
             logger.warning("steps of this kind run without a CUDA graph: they cannot be captured (%s)", reason)
@@ -125,31 +128,42 @@ class CudaGraphStep:
         """Capture what `body` launches, without executing it.
 
         Raises:
-            Exception: If it does something that cannot be captured; the device can be used as before, but earlier
-                graphs must be dropped, since their random numbers may no longer follow the generators' seeds.
+            BaseException: What `body` raises, such as an interrupt, or what it does that cannot be captured. The device
+                can be used as before, but earlier graphs must be dropped, since their workspace is freed, and before
+                torch 2.14 the random numbers of all graphs in the process no longer follow the generators' seeds.
         """
         graph, stream = torch.cuda.CUDAGraph(), self._capture_stream()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         if not graphs_register_generators():
             graph.register_generator_state(self._rng)
+        raised: BaseException | None = None
         try:
             with (
                 torch.cuda.stream(torch.cuda.current_stream(self._device)),  # restores it on failure too
-                # Algorithms that were timed in the warm-up are used all the same. Others, such as those of another
-                # thread, are chosen by rules here, since timing them would break the capture.
+                # cuDNN uses the algorithms that it timed in the warm-up all the same. It chooses others by rules here,
+                # since timing them would break the capture.
                 cudnn_benchmark(enabled=False),
                 # Other threads may pin and copy batches meanwhile.
                 torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
             ):
-                body()
+                try:
+                    body()
+                except BaseException as error:
+                    raised = error
+                    raise
         except BaseException:
             torch.clear_autocast_cache()  # of casts that were captured, but never computed
-            end_failed_capture(self._device, self._pool)
             if not graphs_register_generators():
+                end_failed_capture(self._device, self._pool)
                 for rng in (self._rng, torch.cuda.default_generators[self._device.index]):
                     rng.graphsafe_set_state(rng.clone_state())  # as it was before, and not in the midst of a capture
+            graph.reset()  # now, and not when its traceback goes: that would free the workspace of later graphs
+            if raised:  # the capture may end with an error of its own, which says only that there was one before
+                raise raised from None
             raise
+        finally:
+            raised = None  # its traceback holds this frame, which would keep the tensors of the step alive
         return graph
 
     def _capture_stream(self) -> torch.cuda.Stream:
