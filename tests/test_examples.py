@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples"
-TOOLS = {"features", "gallery", "image_classifier", "paper_figures", "zoo_model"}  # which embed nothing, and take files
+# Those that embed nothing, and take files.
+TOOLS = {"conditional", "features", "gallery", "image_classifier", "paper_figures", "zoo_model"}
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in TOOLS)
 LIBRARIES = {
     "accelerate_loop": "accelerate",
