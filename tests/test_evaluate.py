@@ -52,6 +52,7 @@ def test_figures_are_of_the_images_that_are_named(model, tmp_path, capsys):
     assert f"{figures['frechet_distance']:.4g}" in text
     assert "100 subsets of 300 images" in text
     assert "among 300 images of either kind" in text
+    assert "± 1 standard deviation" in text
     record = json.loads(out.read_text())
     assert (record["number"], record["real_number"], record["resize"], record["features"]) == (
         1200,
@@ -237,7 +238,12 @@ def test_mistakes_are_reported(model, tmp_path, capsys):
     squash = ("--data", "mnist", "--split", "test", "--resize", "squash")
     assert "--split test scales images by crop" in said(capsys, "evaluate", model, *squash, *out, code=2)
     assert "got 'resnet'" in said(capsys, "evaluate", model, *digits, "--features", "resnet", code=2)
-    assert "more than 3 images of either kind, got 3" in said(capsys, "evaluate", model, *digits, "-n", 3, code=2)
+    assert "nothing, which cannot be imported" in said(
+        capsys, "evaluate", model, *digits, "--features", "nothing:here", code=2
+    )
+    assert "more than 3 images of either kind, got 3 generated and 1,797 real" in said(
+        capsys, "evaluate", model, *digits, "-n", 3, code=2
+    )
     assert "no model of that name" in said(capsys, "evaluate", "nothing", *digits, code=2)
     assert "does not exist" in said(capsys, "evaluate", model, "--root", tmp_path / "nowhere", *out, code=2)
     assert "is not the folder of a run" in said(capsys, "evaluate", model, *digits, "--step", "best", code=2)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from cyclopts import Parameter
 
+from dcgan import __version__
 from dcgan._choices import DatasetName, Resize
 from dcgan.cli._options import COUNT, FLAG, NATURAL, STEP, WORDS
 from dcgan.cli._terminal import UsageError, exit_on_error, log_above_progress_bar, progress_bar, say, say_table
@@ -104,12 +105,15 @@ def evaluate(
         if fid and not few:
             _expect_many("real", real_count)
         if min(number, real_count) <= _NEIGHBORS:
-            raise UsageError(f"there must be more than {_NEIGHBORS} images of either kind, got {number}, {real_count}")
+            raise UsageError(
+                f"there must be more than {_NEIGHBORS} images of either kind, got {number:,} generated and "
+                f"{real_count:,} real"
+            )
         extractor = FeatureExtractor(features, weights=weights, device=chosen)
         folder = (cache_folder() if cache_dir is None else cache_dir.expanduser()) if cache else None
         reference = _measure_reference(real, real_count, extractor, batch_size, folder)
     shape = "x".join(str(side) for side in (*real.size, size["channels"]))
-    record: dict[str, Any] = {"model": model, "step": step, "seed": seed, "number": number}
+    record: dict[str, Any] = {"dcgan": __version__, "model": model, "step": step, "seed": seed, "number": number}
     record |= {"data": source.name, "split": source.split, "size": shape, "resize": source.resize}
     record |= {"real_number": real_count, "real_available": real.count}
     record |= {"features": features, "feature_count": reference.features.shape[1], "network": extractor.identity}
@@ -325,12 +329,15 @@ def _measure(
     compared = min(number, _COMPARED, len(reference.features))
     fakes, reals = fake[:compared], reference.features[:compared]
     distance = frechet_distance(reference.moments, fake)
-    kernel, spread = kernel_distance(reference.features, fake[:_COMPARED])
+    kernel, spread = kernel_distance(reference.features, fake[:_COMPARED], subsets=_SUBSETS, subset_size=_SUBSET_SIZE)
     precision, recall = precision_recall(reals, fakes, neighbors=_NEIGHBORS)
     shares = pixel_shares(torch.cat(pixels)[:_PIXELS])
 
     size = min(_SUBSET_SIZE, len(reference.features), number)
     names = ("FID", "KID") if logits else ("Fréchet distance", "kernel distance")
+    subsets = (
+        f"{_SUBSETS} subsets of {size:,} images, ± 1 standard deviation" if spread else f"{size:,} images of either"
+    )
     near = f"{_NEIGHBORS} neighbours among {compared:,} images of either kind"
     dead = f"alike in {min(number, _PIXELS):,} images; of real ones {reference.pixels.dead:.2%}"
     figures = [
@@ -339,8 +346,8 @@ def _measure(
             "kernel_distance",
             names[1],
             kernel,
-            f"{_SUBSETS} subsets of {size:,} images, ± 1 standard deviation",
-            spread,
+            subsets,
+            spread or None,
         ),
         _Figure("precision", "precision", precision, near, digits=".3f"),
         _Figure("recall", "recall", recall, near, digits=".3f"),

@@ -86,11 +86,11 @@ def kernel_distance(
         a: Features `(N, F)`.
         b: Features `(M, F)`.
         subsets: Number of times that it is estimated.
-        subset_size: Number of images that are drawn from either set, each time; all if a set has fewer.
+        subset_size: Number of images that are drawn from either set, each time; at most those of the smaller set.
         seed: Seed of the draws.
 
     Returns:
-        Mean and standard deviation of the estimates.
+        Mean and standard deviation of the estimates; the deviation is 0 if all images make a single one.
 
     Raises:
         ValueError: If the features differ in number, are not finite, or a set or a subset has fewer than two images.
@@ -98,10 +98,11 @@ def kernel_distance(
     a, b = _expect_pair(a, b)
     if subsets < 1 or subset_size < 2:
         raise InputError(f"subsets must be at least 1 and subset_size at least 2, got {subsets} and {subset_size}")
+    size = min(subset_size, len(a), len(b))
+    if size == len(a) == len(b):
+        return _squared_discrepancy(a, b), 0.0  # of which there is one subset
     rng = np.random.default_rng(seed)
-    estimates = [
-        _squared_discrepancy(*(x[rng.permutation(len(x))[:subset_size]] for x in (a, b))) for _ in range(subsets)
-    ]
+    estimates = [_squared_discrepancy(*(x[rng.permutation(len(x))[:size]] for x in (a, b))) for _ in range(subsets)]
     return float(np.mean(estimates)), float(np.std(estimates))
 
 

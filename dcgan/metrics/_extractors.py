@@ -41,9 +41,9 @@ class FeatureExtractor:
             not known.
 
     Raises:
-        ImportError: If torch-fidelity, or the module that is named, is missing.
-        ValueError: If there is no such network, or the weights do not fit it, or are not weights alone.
-        TypeError: If the object that is named is neither a module nor a function.
+        ImportError: If torch-fidelity is missing.
+        ValueError: If there is no such network, it is neither a module nor a function, the weights do not fit it, or
+            they are not weights alone.
         FileNotFoundError: If there is no such file.
         OSError: If the weights cannot be downloaded.
     """
@@ -103,13 +103,15 @@ def _import(name: str) -> Any:
     sys.path.insert(0, "")  # the working directory, which an installed command does not search
     try:
         module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(f"features name the Python module {module_name}, which cannot be imported: {error}") from error
     finally:
         sys.path.remove("")
     if not hasattr(module, attribute):
         raise InputError(f"the module {module_name} has no {attribute!r}")
     found = getattr(module, attribute)
     if not callable(found) or isinstance(found, type):
-        raise TypeError(f"{name} must be a module of torch, or a function, of images, got {found!r}")
+        raise InputError(f"{name} must be a module of torch, or a function, of images, got {found!r}")
     return found
 
 
@@ -133,10 +135,12 @@ def _of_torch_fidelity(name: str, weights: str | Path | None) -> nn.Module:
         network: nn.Module = kind(registered, layers, feature_extractor_weights_path=path)
     except OSError as error:
         raise OSError(
-            f"the weights of {name} could not be downloaded ({error}): fetch them where there is a network, and name "
-            f"the file with weights{_source(kind)}"
+            f"the weights of {name} could not be downloaded ({error}): fetch them where there is a network"
+            f"{_source(kind)}, and name the file: weights=FILE, or --weights FILE"
         ) from error
     except RuntimeError as error:  # of load_state_dict, which lists every array
+        if weights is None:
+            raise
         raise InputError(f"{weights} does not hold the weights of {name}: {str(error).splitlines()[0]}") from error
     return network
 
@@ -151,7 +155,7 @@ def _expect_weights(path: Path) -> None:
 
 def _source(kind: type) -> str:
     found = vars(sys.modules[kind.__module__]).get("URL_INCEPTION_V3")
-    return f" ({found})" if found else ""
+    return f", from {found}" if found else ""
 
 
 def _hash(network: nn.Module) -> str:
