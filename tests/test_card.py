@@ -71,3 +71,8 @@ def test_a_licence_counts_where_the_hub_reads_it():
     assert is_licensed(model_card("me/faces", CONFIG, licence="mit"))
     for card in (model_card("me/faces", CONFIG), "", "# license: mit\n", "---\ntags: [gan]\n---\nlicense: mit\n"):
         assert not is_licensed(card)
+
+
+def test_a_conditional_model_is_not_called_unconditional():
+    config = Generator(image_size=16, num_classes=3).config
+    assert "pipeline_tag" not in front_matter(model_card("me/model", config))

@@ -39,7 +39,8 @@ def model_card(
 
     data = ModelCardData(
         library_name="dcgan",
-        pipeline_tag="unconditional-image-generation",
+        # The Hub has no task for images of a class.
+        pipeline_tag=None if config.get("num_classes") else "unconditional-image-generation",
         tags=["gan", "dcgan"],
         license=licence,
         datasets=[dataset] if dataset else None,
