@@ -159,12 +159,14 @@ class CudaGraphStep:
                 for rng in (self._rng, torch.cuda.default_generators[self._device.index]):
                     rng.graphsafe_set_state(rng.clone_state())  # as it was before, and not in the midst of a capture
             graph.reset()  # now, and not when its traceback goes: that would free the workspace of later graphs
-            if raised:  # the capture may end with an error of its own, which says only that there was one before
-                raise raised from None
-            raise
+            if raised is None:
+                raise
+        if raised is None:
+            return graph
+        try:
+            raise raised  # ending the capture may raise another error, which says only that there was one before
         finally:
             raised = None  # its traceback holds this frame, which would keep the tensors of the step alive
-        return graph
 
     def _capture_stream(self) -> torch.cuda.Stream:
         if self._stream is None:

@@ -5,12 +5,11 @@ on; tests/test_gpu.py compares the real ones.
 """
 
 import copy
-import gc
 import logging
 import pickle
 import re
+import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from weakref import WeakSet
 
@@ -247,13 +246,15 @@ def test_each_thread_warms_up_on_its_own():
     def train(part):
         for real in part:
             trainer.step(real)
-        return len(trainer._cuda_graphs._graphs)
+        recorded.append(len(trainer._cuda_graphs._graphs))
 
-    recorded = [train(stream[:3])]
-    for part in (stream[3:4], stream[4:6], stream[6:7]):  # one after the other, in threads whose numbers come again
-        with ThreadPoolExecutor(1) as pool:
-            recorded.append(pool.submit(train, part).result())
-    recorded.append(train(stream[7:]))
+    recorded = []
+    train(stream[:3])
+    for part in (stream[3:4], stream[4:6], stream[6:7]):
+        thread = threading.Thread(target=train, args=(part,))
+        thread.start()
+        thread.join()
+    train(stream[7:])
     assert recorded == [0, 0, 0, 0, 1]
     for real in stream:
         plain.step(real)
@@ -460,7 +461,11 @@ def test_a_capture_that_fails_leaves_the_device_as_it_was(version, error, monkey
     graphs = [cuda.step.capture(lambda: None)]
     assert (cuda.own.state, cuda.default.state) == states
 
+    alive = WeakSet()
+
     def fail():
+        activation = torch.zeros(1)
+        alive.add(activation)
         raise error("the cause")
 
     with pytest.raises(error, match="the cause") as caught:
@@ -474,8 +479,8 @@ def test_a_capture_that_fails_leaves_the_device_as_it_was(version, error, monkey
         assert not cuda.ended_by_hand  # at the risk of ending the process with the graph
     graphs.append(cuda.step.capture(lambda: None))
     assert cuda.used == [((0, 1), "side", "thread_local")] * 3  # one pool, on one stream
-    del caught  # with all that its traceback holds
-    gc.collect()
+    del caught  # with all that its traceback holds, at once
+    assert not alive
     graphs[-1].replay()
 
 
