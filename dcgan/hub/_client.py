@@ -90,9 +90,13 @@ def expect_access(repo_id: str) -> None:
         ValueError: If the name is not valid.
     """
     from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not in __all__
 
-    validate_repo_id(repo_id)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(str(error)) from error
     if "/" not in repo_id:
         raise InputError(f"a repository has a name such as organisation/name, got {repo_id!r}")
     if get_token() is None:
