@@ -29,7 +29,9 @@ def test_a_state_is_loaded_as_it_was_saved(tmp_path):
     assert torch.equal(loaded["weights"], torch.full((3, 2), 7.0))
 
 
-@pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [20, 30]), (3, [10, 20, 30]), (4, [10, 20, 30]), (9, [10, 20, 30])])
+@pytest.mark.parametrize(
+    ("keep", "left"), [(1, [30]), (2, [20, 30]), (3, [10, 20, 30]), (4, [10, 20, 30]), (9, [10, 20, 30])]
+)
 def test_the_newest_states_are_kept(tmp_path, keep, left):
     for step in (10, 20, 30):
         checkpoint.save(tmp_path, state_of(step), step=step, keep=keep)

@@ -30,13 +30,13 @@ TINY = [*SMALL, "--batch-size", "8"]
 
 _FLAGS = """
 --activation --architecture --augment --base-channels --batch-size --beta1 --beta2 --bias --cache --cache-dir
---channels --classes --compile --conditional --config --convs-per-stage --d-activation --d-base-channels --d-lr --d-norm --d-slope
---d-steps --data --device --discriminator --dry-run --ema-decay --epochs --eval-every --flip --from --g-lr --generator
---gradient-penalty --image-size --keep --kernel-size --label-smoothing --latent --latent-dim --log --log-every --loss
---lr --lr-decay --max-channels --max-pixels --no-augment --no-bias --no-cache --no-conditional --no-flip --no-log --no-skip-bad
---no-stem-activation --norm --norm-eps --on-collapse --out --output --precision --print-recipe --r1 --recipe --resize
---resume --root --sample-every --samples --save-every --schedule --seed --skip-bad --slope --stages --stem
---stem-activation --stem-norm --steps --upsample --weight-decay --workers
+--channels --classes --compile --conditional --config --convs-per-stage --d-activation --d-base-channels --d-lr
+--d-norm --d-slope --d-steps --data --device --discriminator --dry-run --ema-decay --epochs --eval-every --flip --from
+--g-lr --generator --gradient-penalty --image-size --keep --kernel-size --label-smoothing --latent --latent-dim --log
+--log-every --loss --lr --lr-decay --max-channels --max-pixels --no-augment --no-bias --no-cache --no-conditional
+--no-flip --no-log --no-skip-bad --no-stem-activation --norm --norm-eps --on-collapse --out --output --precision
+--print-recipe --r1 --recipe --resize --resume --root --sample-every --samples --save-every --schedule --seed
+--skip-bad --slope --stages --stem --stem-activation --stem-norm --steps --upsample --weight-decay --workers
 """
 FLAGS = set(_FLAGS.split())
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes of other systems differ")
