@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small_runs import EAGER, TINY, command, computed, flat, listing, options, records, start_and_stop
 from torch.optim.swa_utils import update_bn
 
 from dcgan import Discriminator, Generator, checkpoint, cli, data
@@ -20,7 +21,6 @@ from dcgan._optim import RateDecay
 from dcgan.latents import seeded_latents
 from dcgan.recipe import Recipe
 from dcgan.run import RESUMABLE, CollapseError, Run, load_generator
-from runs import EAGER, TINY, command, computed, flat, listing, options, records, start_and_stop
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-from runs import EAGER, command, computed, listing, options, start_and_stop
+from small_runs import EAGER, command, computed, listing, options, start_and_stop
 
 RECIPE = EAGER.replace(steps=8, save_every=3, sample_every=2)
 FLIPPED = (
