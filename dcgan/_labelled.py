@@ -6,6 +6,7 @@ Shapes: N images, K channels, H and W their sides.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -14,6 +15,7 @@ import numpy as np
 
 from dcgan import data
 from dcgan._errors import InputError
+from dcgan.data._formats import formats_of
 from dcgan.data._sources import list_images, open_source
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ LabelledName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "svhn", "s
 Split = Literal["train", "test"]
 
 _FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # as in dcgan.data
 _CLASSES = 10  # of each set with a name
 _TEST_SHARE = 5  # where a set has no test split: a fifth of it
 
@@ -232,7 +233,8 @@ class ClassFolders:
         if not Path(file).is_file():  # a named pipe would block for ever
             raise FileNotFoundError(f"{file} is not a file")
         try:
-            image = Image.open(file, formats=_FORMATS)
+            # From memory, since Pillow keeps files of formats that may move open.
+            image = Image.open(io.BytesIO(Path(file).read_bytes()), formats=formats_of(file))
             image.load()
         except OSError as error:
             raise OSError(f"{file}: {error}") from error
