@@ -14,7 +14,7 @@ import numpy as np
 from dcgan._errors import InputError, MissingPackageError
 from dcgan.data._decoding import Decoded, Decoder
 from dcgan.data._packing import prefetch
-from dcgan.data._sources import open_source
+from dcgan.data._sources import open_source, source_of_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,6 +134,4 @@ def redundant(pairs: np.ndarray, count: int) -> np.ndarray:
 
 def load_pictures(files: Sequence[str], side: int) -> np.ndarray:
     """Return images as uint8 `(N, side, side, 3)`."""
-    source = open_source("folder", Path())
-    source.read = lambda _: list(files)
-    return Decoder(source, (side, side), 3, "crop")(range(len(files))).images
+    return Decoder(source_of_files(files), (side, side), 3, "crop")(range(len(files))).images

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
 from os import PathLike
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from dcgan._choices import (
     Norm,
     Output,
     Stem,
+    StemNorm,
     Upsample,
 )
 from dcgan._config import minimum_parameters, pyramid, sides, validate_config
@@ -128,7 +129,7 @@ class Generator(_Network):
         stages: int | None = None,
         convs_per_stage: ConvsPerStage = 1,
         stem: Stem = "conv",
-        stem_norm: Literal["channel", "unit"] = "channel",
+        stem_norm: StemNorm = "channel",
         stem_activation: bool = True,
         bias: bool = False,
         norm: Norm = "batch",

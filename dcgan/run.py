@@ -447,10 +447,6 @@ class Run:
 
     def _card(self) -> str:
         recipe = self.recipe
-        # Where files are on this machine is of nobody's concern.
-        root = None if recipe.root is None else Path(recipe.root.name)
-        networks = {name: getattr(recipe, name) for name in ("generator", "discriminator")}
-        networks = {k: Path(v).name if v and Path(v).expanduser().exists() else v for k, v in networks.items()}
         inside = not self.folder.is_absolute() and ".." not in self.folder.parts and len(self.folder.parts) > 1
         return model_card(
             self.folder.as_posix() if inside else f"./{self.folder.name}",
@@ -459,7 +455,7 @@ class Run:
             dataset=None if recipe.data in ("folder", "fake") else recipe.data,
             steps=self.trainer.steps,
             batch_size=recipe.batch_size,
-            recipe=recipe.replace(root=root, cache_dir=None, **networks).to_yaml(),
+            recipe=recipe.without_paths().to_yaml(),
             picture="samples.gif",
         )
 

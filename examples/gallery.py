@@ -10,16 +10,9 @@ import torch
 from einops import rearrange
 
 from dcgan import Generator, images, list_models, zoo
-from dcgan.latents import seeded_latents
+from dcgan.latents import seeded_latents, walk
 
 WALKS, STEPS = 4, 10
-
-
-def walk(a, b, steps):
-    """Return points from `a` to `b` on the sphere that normal latents lie near: a straight line would leave it."""
-    angle = torch.arccos(torch.dot(a / a.norm(), b / b.norm()))
-    t = torch.linspace(0, 1, steps)[:, None]
-    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
 
 
 folder = Path(sys.argv[1])
@@ -29,7 +22,7 @@ for name in list_models():
     generator = Generator.from_pretrained(name)
     z = seeded_latents(2 * WALKS, generator.config["latent_dim"], seed=0)
     ends = rearrange(z, "(n two) z -> n two z", two=2)
-    latents = torch.cat([walk(a, b, STEPS) for a, b in ends])
+    latents = torch.cat([walk(pair, STEPS - 1) for pair in ends])
     images.save_png(folder / f"{name}.png", images.grid(images.to_uint8(generator.sample(64, seed=0)), columns=16))
     images.save_png(
         folder / f"{name}-walk.png", images.grid(images.to_uint8(generator.sample(z=latents)), columns=STEPS)

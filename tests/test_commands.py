@@ -4,18 +4,11 @@ import re
 
 import pytest
 import torch
+from commands import said
 from references import Tutorial, copy_in_order
 
 from dcgan import Discriminator, Generator
-from dcgan.cli import main
 from dcgan.recipe import list_recipes
-
-
-def said(capsys, *arguments, code=0):
-    assert main(list(map(str, arguments))) == code
-    out, err = capsys.readouterr()
-    assert "Traceback" not in err
-    return err if code else out
 
 
 @pytest.fixture

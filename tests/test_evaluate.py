@@ -5,22 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from commands import said
 from image_files import folder_of
 from PIL import Image
 from torch import nn
 from torch.nn import functional
 
 from dcgan import Generator, data
-from dcgan.cli import _evaluate, main
+from dcgan.cli import _evaluate
 from dcgan.generate import sample_uint8
 from dcgan.metrics import frechet_distance, image_features
-
-
-def said(capsys, *arguments, code=0):
-    assert main(list(map(str, arguments))) == code
-    out, err = capsys.readouterr()
-    assert "Traceback" not in err
-    return err if code else out
 
 
 def figures_of(path):

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from commands import said
 from image_files import folder_of, noise
 from networks import randomize_batchnorms
 from original_networks import AuthorsDiscriminator, batchnorm, estimate_statistics, theano_conv
@@ -27,13 +28,6 @@ from dcgan.features import (
     nearest_neighbors,
     pooled_features,
 )
-
-
-def said(capsys, *arguments, code=0):
-    assert main(list(map(str, arguments))) == code
-    out, err = capsys.readouterr()
-    assert "Traceback" not in err
-    return err if code else out
 
 
 @pytest.mark.parametrize(
@@ -317,6 +311,15 @@ def test_folders_are_read_with_their_classes(tmp_path):
     Image.new("RGB", (16, 16), "white").save(tmp_path / "two/val/a/000.png")  # a change that must not go unnoticed
     changed = load_labelled("folder", "test", root=tmp_path / "two", image_size=16)
     assert changed.images[0].min() == 255
+
+
+def test_folders_of_classes_hold_all_formats_that_training_reads(tmp_path):
+    root = class_folders(tmp_path / "formats", {"a": 3, "b": 3})
+    for name in ("gif", "ppm", "tga"):
+        Image.new("RGB", (16, 16), "white").save(root / f"b/white.{name}")
+    splits = [load_labelled("folder", split, root=root, image_size=16) for split in ("train", "test")]
+    assert sum(int((part.images.amin((1, 2, 3)) == 255).sum()) for part in splits) == 3
+    assert sum(len(part.labels) for part in splits) == 9
 
 
 def test_folders_without_classes_and_damaged_images_are_reported(tmp_path):

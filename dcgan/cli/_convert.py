@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from dcgan._choices import Activation, Distribution, Output
+from dcgan.cli._arguments import expect_new
 from dcgan.cli._options import COUNT, FLAG, SIZE
 from dcgan.cli._terminal import UsageError, exit_on_error, say
 
@@ -55,8 +56,7 @@ def convert(
         *sources, target = paths
         out = Path(target)
         files = [out] if to is not None else [out / "config.json", out / "discriminator/config.json"]
-        if (existing := next((file for file in files if file.exists()), None)) and not force:
-            raise UsageError(f"{existing} exists: --force overwrites it")
+        expect_new(*files, force=force)
         if to is not None:
             from dcgan.convert import write_tutorial
             from dcgan.models import Discriminator, Generator
@@ -105,8 +105,7 @@ def export(
     with exit_on_error():
         if out.suffix != ".onnx":
             raise UsageError(f"export writes ONNX: the file's name must end in .onnx, got {out}")
-        if out.exists() and not force:
-            raise UsageError(f"{out} exists: --force overwrites it")
+        expect_new(out, force=force)
         from dcgan.export import export_onnx
         from dcgan.models import Discriminator, Generator
 

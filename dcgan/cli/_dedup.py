@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from dcgan.cli._arguments import expect_new
 from dcgan.cli._options import FLAG, INTEGER
 from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say
 
@@ -39,8 +40,7 @@ def dedup(
     with exit_on_error():
         if out.suffix.lower() != ".png":
             raise UsageError(f"--out must be a .png, got {out}")
-        if out.exists() and not force:
-            raise UsageError(f"{out} exists: --force overwrites it")
+        expect_new(out, force=force)
         if move_to is not None and move_to.exists():
             raise UsageError(f"{move_to} exists: --move-to takes a new folder")
         from dcgan._dedup import hash_folder, near_duplicates, redundant

@@ -12,6 +12,8 @@ from cyclopts import Parameter
 
 from dcgan import __version__
 from dcgan._choices import DatasetName, Resize
+from dcgan._labelled import Split
+from dcgan.cli._arguments import expect_new, load_generator
 from dcgan.cli._options import COUNT, FLAG, NATURAL, STEP, WORDS
 from dcgan.cli._terminal import UsageError, exit_on_error, log_above_progress_bar, progress_bar, say, say_table
 
@@ -29,8 +31,6 @@ _PIXELS = 2_000  # images of either kind whose pixels are counted, always as man
 _PART = 500  # images at once
 _TESTED = ("mnist", "fashion-mnist", "cifar10", "svhn", "stl10")  # have a test split
 _SUBSETS, _SUBSET_SIZE, _NEIGHBORS, _SPLITS = 100, 1000, 3, 10  # the usual ones
-
-Split = Literal["train", "test"]
 
 
 def evaluate(
@@ -95,7 +95,7 @@ def evaluate(
         from dcgan.metrics import FeatureExtractor
 
         chosen = select_device(device)
-        generator = _load_generator(model, step).to(chosen).float()
+        generator = load_generator(model, chosen, step).float()
         source = _find_data(model, data, root, split, resize, classes)
         size = {"image_size": generator.config["image_size"], "channels": generator.config["channels"]}
         with log_above_progress_bar(), progress_bar("decoding", "img") as progress:
@@ -110,7 +110,7 @@ def evaluate(
                 f"{real_count:,} real"
             )
         extractor = FeatureExtractor(features, weights=weights, device=chosen)
-        folder = (cache_folder() if cache_dir is None else cache_dir.expanduser()) if cache else None
+        folder = cache_folder(cache_dir) if cache else None
         reference = _measure_reference(real, real_count, extractor, batch_size, folder)
     shape = "x".join(str(side) for side in (*real.size, size["channels"]))
     record: dict[str, Any] = {"dcgan": __version__, "model": model, "step": step, "seed": seed, "number": number}
@@ -141,8 +141,7 @@ def evaluate(
 def _expect_new_json(out: Path, *, force: bool) -> None:
     if out.suffix.lower() != ".json" or out.is_dir():
         raise UsageError(f"--out must be a .json file, got {out}")
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists: --force overwrites it")
+    expect_new(out, force=force)
 
 
 def _expect_many(which: str, count: int) -> None:
@@ -151,16 +150,6 @@ def _expect_many(which: str, count: int) -> None:
             f"a FID takes at least {_MIN_FID:,} images, got {which} {count:,}: with fewer it is too high and "
             "comparable with no other; --few computes it all the same"
         )
-
-
-def _load_generator(model: str, step: int | Literal["best"] | None) -> "Generator":
-    from dcgan.models import Generator
-
-    if step is None:
-        return Generator.from_pretrained(model)
-    from dcgan.run import load_generator
-
-    return load_generator(Path(model), step)
 
 
 class _Source(NamedTuple):
@@ -207,9 +196,10 @@ class _RealImages:
 
 def _open(source: _Source, options: dict[str, Any]) -> _RealImages:
     from dcgan import data
+    from dcgan._config import sides
     from dcgan._labelled import load_labelled
 
-    height, width = (options["image_size"],) * 2 if isinstance(options["image_size"], int) else options["image_size"]
+    height, width = sides(options)
     label = f"{source.name}-{source.split}-{height}x{width}x{options['channels']}-{source.resize}"
     if source.split == "train":
         images = data.load(source.name, root=source.root, resize=source.resize, classes=source.classes, **options)

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from dcgan._choices import Precision
 from dcgan._labelled import LabelledImages, LabelledName
+from dcgan.cli._arguments import expect_new, expect_unconditional, load_generator
 from dcgan.cli._options import COUNT, FLAG, NATURAL
 from dcgan.cli._terminal import UsageError, exit_on_error, log_above_progress_bar, progress_bar, say, say_table
 
@@ -86,8 +87,7 @@ def features(
         from dcgan.models import Discriminator
 
         discriminator = Discriminator.from_pretrained(model, device=select_device(device)).float()
-        if (classes := discriminator.config["num_classes"]) is not None:
-            raise UsageError(f"{model} is conditional on {classes} classes: this command is for models without classes")
+        expect_unconditional(discriminator, model)
         generator = _load_generator(model, discriminator)
         name: LabelledName = data or ("digits" if root is None else "folder")
         options = {"root": root, "seed": seed, "skip_bad": skip_bad, "cache": cache, "cache_dir": cache_dir}
@@ -95,7 +95,7 @@ def features(
         samples = _sample(generator, nearest, seed, train.images)
         parts = [train.images, test.images, samples]
 
-        folder = (cache_folder() if cache_dir is None else cache_dir.expanduser()) if cache else None
+        folder = cache_folder(cache_dir) if cache else None
         values = VALUE_RANGES["tanh" if generator is None else generator.config["output"]]
         pool = _Pooling(grid, precision, values, batch_size, folder)
         frozen = train.images if batchnorm == "training" else None
@@ -129,8 +129,7 @@ def features(
 def _expect_new(folder: Path, names: list[str], *, force: bool) -> None:
     if folder.is_file():
         raise UsageError(f"--out must be a folder, but {folder} is a file")
-    if (existing := next((folder / name for name in names if (folder / name).exists()), None)) and not force:
-        raise UsageError(f"{existing} exists: --force overwrites it")
+    expect_new(*(folder / name for name in names), force=force)
 
 
 def _load_images(
@@ -163,14 +162,11 @@ def _sample(generator: "Generator | None", nearest: int, seed: int, like: "Tenso
 
 
 def _load_generator(model: str, discriminator: "Discriminator") -> "Generator | None":
-    from dcgan.models import Generator
-
     try:
-        generator = Generator.from_pretrained(model, device=next(discriminator.parameters()).device)
+        return load_generator(model, next(discriminator.parameters()).device).float()
     except FileNotFoundError as error:  # of a discriminator alone
         say(f"no samples: {error}", error=True)
         return None
-    return generator.float()
 
 
 def _random_network(discriminator: "Discriminator", seed: int) -> "Discriminator":

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from dcgan._allocator import keep_memory
 from dcgan._choices import Precision
+from dcgan.cli._arguments import load_generator
 from dcgan.cli._options import COUNT, FLAG, NATURAL, STEP
 from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say
 
@@ -49,7 +50,6 @@ def generate(
         from dcgan._build import select_device
         from dcgan._precision import DTYPES
         from dcgan.generate import ARCHIVES, default_batch_size, existing_files, write_grid, write_images
-        from dcgan.models import Generator
 
         if grid and out.suffix in ARCHIVES:
             raise UsageError(f"--grid writes a picture, but --out is an archive, {out}")
@@ -63,12 +63,7 @@ def generate(
         if existing and not force:
             more = f" (and {len(existing) - 1} more of these files)" if existing[1:] else ""
             raise UsageError(f"{existing[0]} exists{more}: --force overwrites existing files")
-        if step is None:
-            generator = Generator.from_pretrained(model, device=select_device(device))
-        else:
-            from dcgan.run import load_generator
-
-            generator = load_generator(Path(model), step).to(select_device(device))
+        generator = load_generator(model, select_device(device), step)
         classes = generator.config["num_classes"]
         if label is not None and classes is None:
             raise UsageError(f"--label is for conditional models, and {model} has no classes")

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from dcgan._allocator import keep_memory
+from dcgan.cli._arguments import expect_new, expect_unconditional, load_generator
 from dcgan.cli._options import COUNT, FLAG, NATURAL
 from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say, say_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dcgan.models import Discriminator, Generator
+    from dcgan.models import Generator
 
 _SIDE = 64  # pixels: smaller images are enlarged, for their captions and on a screen
 _FRAMES_PER_SECOND = 20
@@ -59,7 +60,7 @@ def walk(
             raise UsageError("--from and --to are the two ends of a direction: give both")
         if start_group and interpolation:
             raise UsageError("--interpolation is the way from image to image: omit it with --from and --to")
-        generator = load_generator(model, device)
+        generator = load_unconditional(model, device)
         import torch
         from einops import rearrange
 
@@ -120,7 +121,7 @@ def arithmetic(
     with exit_on_error():
         expect_new_file(out, (".png",), force=force)
         terms = _read_expression(expression)
-        generator = load_generator(model, device)
+        generator = load_unconditional(model, device)
         from dcgan import images
 
         groups = [(sign, text.split(","), _read_latents(generator, text, seed)) for sign, text in terms]
@@ -166,7 +167,7 @@ def project(
         pairs, errors, found = (out / name for name in ("pairs.png", "errors.png", "latents.npy"))
         for path in (pairs, errors, found):
             expect_new_file(path, (path.suffix,), force=force)
-        generator = load_generator(model, device)
+        generator = load_unconditional(model, device)
         import numpy as np
         import torch
 
@@ -202,25 +203,17 @@ def expect_new_file(path: Path, suffixes: tuple[str, ...], *, force: bool) -> No
         raise UsageError(f"--out must end in {', '.join(others)}{' or ' if others else ''}{last}, got {path}")
     if path.is_dir():
         raise UsageError(f"{path} is a folder")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists: --force overwrites it")
+    expect_new(path, force=force)
 
 
-def load_generator(model: str, device: str) -> "Generator":
+def load_unconditional(model: str, device: str) -> "Generator":
     """Load the generator of a model, which must not be conditional, onto a device, by its name or `auto`."""
     keep_memory()
     from dcgan._build import select_device
-    from dcgan.models import Generator
 
-    generator = Generator.from_pretrained(model, device=select_device(device))
+    generator = load_generator(model, select_device(device))
     expect_unconditional(generator, model)
     return generator
-
-
-def expect_unconditional(network: "Generator | Discriminator", model: str) -> None:
-    """Check that a network needs no labels."""
-    if (classes := network.config["num_classes"]) is not None:
-        raise UsageError(f"{model} is conditional on {classes} classes: this command is for models without classes")
 
 
 def save_picture(path: Path, picture: "Tensor") -> None:
@@ -327,10 +320,9 @@ def _decode(files: tuple[Path, ...], generator: "Generator") -> "Tensor":
 
     from dcgan._config import sides
     from dcgan.data._decoding import Decoder
-    from dcgan.data._sources import Source
+    from dcgan.data._sources import source_of_files
 
-    names = [str(file) for file in files]
-    source = Source("files", Path(), (), lambda _: names)
+    source = source_of_files([str(file) for file in files])
     decoded = Decoder(source, sides(generator.config), generator.config["channels"], "crop")(range(len(files)))
     if decoded.failures:
         raise UsageError("; ".join(f"{file} {reason}" for file, reason in decoded.failures))

@@ -8,7 +8,8 @@ from cyclopts import App, Parameter
 
 from dcgan._allocator import keep_memory
 from dcgan._choices import DatasetName
-from dcgan.cli._latents import expect_new_file, expect_unconditional, load_generator, save_picture
+from dcgan.cli._arguments import expect_unconditional
+from dcgan.cli._latents import expect_new_file, load_unconditional, save_picture
 from dcgan.cli._options import COUNT, FLAG, NATURAL, WORDS
 from dcgan.cli._terminal import UsageError, exit_on_error, say
 
@@ -104,7 +105,7 @@ def features(
         if name not in discriminator.blocks:
             raise UsageError(f"--stage must be one of {', '.join(discriminator.blocks)}, got {name!r}")
         if data is None and root is None:
-            pixels = _sample(load_generator(model, device), number, seed)
+            pixels = _sample(load_unconditional(model, device), number, seed)
         else:
             pixels = _load_data(discriminator, data or "folder", root, number)
         if len(pixels) < patches:
@@ -157,7 +158,7 @@ def dropout(
         expect_new_file(out, (".png",), force=force)
         if not marks.exists():
             raise UsageError(f"--marks must be a .csv file of boxes or a folder of masks, {marks} does not exist")
-        generator = load_generator(model, device)
+        generator = load_unconditional(model, device)
         import torch
 
         from dcgan import images

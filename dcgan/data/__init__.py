@@ -86,7 +86,7 @@ def load(
     if not cache:
         return StreamedImages(decoder, workers)
     fingerprint = decoder.source.fingerprint()
-    return load_packed(_packed_folder(cache_dir), decoder, fingerprint, workers, progress, skip_bad=skip_bad)
+    return load_packed(cache_folder(cache_dir), decoder, fingerprint, workers, progress, skip_bad=skip_bad)
 
 
 def from_dataset(
@@ -154,22 +154,20 @@ def from_dataset(
     if not cache:
         return StreamedImages(decoder, workers)
     fingerprint = items.fingerprint(decoder)
-    return load_packed(_packed_folder(cache_dir), decoder, fingerprint, workers, progress, skip_bad=skip_bad)
+    return load_packed(cache_folder(cache_dir), decoder, fingerprint, workers, progress, skip_bad=skip_bad)
 
 
-def cache_folder() -> Path:
-    """Return where packed files are kept: `$DCGAN_CACHE`, `$XDG_CACHE_HOME/dcgan` or `~/.cache/dcgan`.
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """Return where packed files are kept: `cache_dir`, `$DCGAN_CACHE`, `$XDG_CACHE_HOME/dcgan` or `~/.cache/dcgan`.
 
     Raises:
         FileNotFoundError: If none of them is set and there is no home folder.
     """
+    if cache_dir is not None:
+        return _expand(cache_dir)
     if folder := os.environ.get("DCGAN_CACHE"):
         return _expand(folder)
     return _expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dcgan"
-
-
-def _packed_folder(cache_dir: str | Path | None) -> Path:
-    return cache_folder() if cache_dir is None else _expand(cache_dir)
 
 
 def _expand(path: str | Path) -> Path:

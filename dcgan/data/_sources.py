@@ -17,6 +17,7 @@ import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -27,7 +28,6 @@ from dcgan.data._formats import HEIF_ENDINGS, HEIF_REMEDY, ending_of, image_endi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
     from types import ModuleType
 
     from PIL.Image import Image as PilImage
@@ -150,6 +150,11 @@ class Source:
                     yield file, os.stat(file)  # noqa: PTH116 (a million files: a Path for each takes longer)
                 except OSError:  # a dangling link, which decoding will report
                     yield file, None
+
+
+def source_of_files(files: Sequence[str]) -> Source:
+    """Return some image files as a dataset."""
+    return Source("files", Path(), (), lambda _: list(files))
 
 
 def open_source(name: str, root: Path, classes: Sequence[str] = ()) -> Source:
