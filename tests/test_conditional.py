@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere in PyTorch
 from PIL import Image
+from small_runs import TINY, computed, start_and_stop
 from torch import nn
 
 from dcgan import Discriminator, Generator, Trainer, cli, data
@@ -18,7 +19,6 @@ from dcgan.generate import sample_grid, write_grid
 from dcgan.images import grid, to_uint8
 from dcgan.latents import derive_seed, seeded_latents
 from dcgan.run import Run, load_generator
-from runs import TINY, computed, start_and_stop
 
 CLASSES = 3
 VARIANTS = {
