@@ -12,7 +12,7 @@ import torch
 from dcgan import _labelled, checkpoint, data
 from dcgan._devices import best_device
 from dcgan._errors import InputError
-from dcgan.models import Discriminator, Generator
+from dcgan.models import Discriminator, Generator, from_pretrained
 from dcgan.recipe import Recipe
 from dcgan.trainer import Trainer
 
@@ -91,11 +91,10 @@ def build_networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
             discriminator = Discriminator.from_architecture(recipe.architecture, **own, num_classes=num_classes)
     for network, name in ((generator, recipe.generator), (discriminator, recipe.discriminator)):
         if (has := network.config["num_classes"]) != num_classes:
-            kind, wants = (
-                type(network).__name__.lower(),
-                f"num_classes {num_classes}, with conditional {recipe.conditional}",
+            raise InputError(
+                f"the {type(network).__name__.lower()} of {name} has num_classes {has}, and the run needs num_classes "
+                f"{num_classes}, with conditional {recipe.conditional}"
             )
-            raise InputError(f"the {kind} of {name} has num_classes {has}, and the run needs {wants}")
     return recipe, generator, discriminator
 
 
@@ -177,11 +176,21 @@ def adopt_state(recipe: Recipe, trainer: Trainer[Generator, Discriminator]) -> N
 
 
 def _load_network(cls: type[N], name: str) -> N:
-    path = _find_state(name)
-    network = cls.from_pretrained(name if path is None else path.parents[1], device="cpu", dtype=torch.float32)
-    if path is not None:
-        network.load_state_dict(checkpoint.load(path)["trainer"][cls.__name__.lower()])
+    if (path := _find_state(name)) is None:
+        return cls.from_pretrained(name, device="cpu", dtype=torch.float32)
+    state = checkpoint.load(path)
+    (network,) = (network for network in networks_of(state, path.parents[1]) if isinstance(network, cls))
+    network.load_state_dict(state["trainer"][cls.__name__.lower()])
     return network
+
+
+def networks_of(state: dict[str, Any], folder: Path) -> tuple[Generator, Discriminator]:
+    """Build the networks of a state, in evaluation mode, into which the weights are still to be loaded."""
+    if "configs" not in state:  # before 0.3
+        return from_pretrained(folder)
+    configs = state["configs"]
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        return Generator(**configs["generator"]).eval(), Discriminator(**configs["discriminator"]).eval()
 
 
 def _find_state(name: str | None) -> Path | None:

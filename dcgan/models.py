@@ -459,9 +459,8 @@ class Discriminator(_Network):
     def forward(self, image: Tensor, labels: Tensor | None = None) -> Tensor:
         """Score images `(N, K, H, W)`, as in `features`, with logits `(N,)`."""
         *_, last = self.features(*_inputs(image, labels)).values()
-        logit: Tensor = self.head(
-            append_labels(last, self._one_hot(labels, last.shape[0]))
-        )  # (N, 8C, 4, 4) -> (N, 1, 1, 1)
+        one_hot = self._one_hot(labels, last.shape[0])  # (N, Y)
+        logit: Tensor = self.head(append_labels(last, one_hot))  # (N, 8C, 4, 4) -> (N, 1, 1, 1)
         return logit.flatten()  # (N,)
 
     def probability(self, image: Tensor, labels: Tensor | None = None) -> Tensor:

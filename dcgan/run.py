@@ -35,7 +35,7 @@ from dcgan.checkpoint import step_of
 from dcgan.generate import sample_grid
 from dcgan.hub._card import is_unchanged, model_card, seal
 from dcgan.latents import seeded_latents
-from dcgan.models import Discriminator, Generator, from_pretrained
+from dcgan.models import Discriminator, Generator
 from dcgan.recipe import Recipe, load_recipe
 from dcgan.trainer import Trainer
 
@@ -173,7 +173,7 @@ class Run:
             on_failure.callback(lock.release)
             state = _load_newest(folder)  # under the lock, so that it is the last one of the previous holder
             _expect_recipe_of(state, stored, stored_path)
-            generator, discriminator = _build_networks(state, folder)
+            generator, discriminator = _build.networks_of(state, folder)
             images = _build.open_images(recipe, progress)
             trainer = _build.build_trainer(recipe, generator.to(device), discriminator.to(device))
             run = cls(folder, recipe, images, trainer, lock)
@@ -484,7 +484,7 @@ def load_generator(folder: str | PathLike[str], step: int | Literal["best"]) -> 
     if step not in states:
         raise FileNotFoundError(f"{folder} has no state of step {step}: it keeps those of {_join_steps(states)}")
     state = checkpoint.load(states[step])
-    generator, _ = _build_networks(state, folder)
+    generator, _ = _build.networks_of(state, folder)
     weights = state["trainer"]
     generator.load_state_dict(weights["ema" if "ema" in weights else "generator"])
     recipe = load_recipe(folder / "recipe.yaml")
@@ -553,15 +553,6 @@ def _expect_recipe_of(state: dict[str, Any], stored: Recipe, path: Path) -> None
     if edited := [name for name in stored.changes(trained) if name not in RESUMABLE]:
         values = ", ".join(f"{name} is {getattr(stored, name)} instead of {getattr(trained, name)}" for name in edited)
         raise InputError(f"{path} is not the recipe of this run any more: {values}")
-
-
-def _build_networks(state: dict[str, Any], folder: Path) -> tuple[Generator, Discriminator]:
-    """Build the networks of a state, in evaluation mode, into which the weights are still to be loaded."""
-    if "configs" not in state:  # before 0.3
-        return from_pretrained(folder)
-    configs = state["configs"]
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        return Generator(**configs["generator"]).eval(), Discriminator(**configs["discriminator"]).eval()
 
 
 def _extend(folder: Path, stored: Recipe, recipe: Recipe) -> Recipe:

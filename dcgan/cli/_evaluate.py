@@ -211,7 +211,7 @@ def _open(source: _Source, options: dict[str, Any]) -> _RealImages:
         )
     if source.resize != "crop":
         raise UsageError(f"--split test scales images by crop, got --resize {source.resize}")
-    pixels = load_labelled(source.name, "test", root=source.root, **options).images  # type: ignore[arg-type]
+    pixels = load_labelled(source.name, "test", root=source.root, **options).images  # type: ignore[arg-type]  # as checked
     digest = hashlib.sha256(pixels.numpy().data).hexdigest() if options["cache"] else ""
     return _RealImages(label, len(pixels), (height, width), lambda indices: pixels[indices], digest)
 

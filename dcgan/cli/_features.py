@@ -145,7 +145,8 @@ def _load_images(
     splits: list[LabelledImages] = []
     for split, count in (("train", number), ("test", test_number)):
         with log_above_progress_bar(), progress_bar("decoding", "img") as progress:
-            splits.append(load_labelled(name, split, number=count, progress=progress, **options))  # type: ignore[arg-type]
+            found = load_labelled(name, split, number=count, progress=progress, **options)  # type: ignore[arg-type]  # a str
+            splits.append(found)
     train, test = splits
     shape = "x".join(str(train.images.shape[side]) for side in (2, 3, 1))
     sizes = f"{len(train.labels):,} training and {len(test.labels):,} test images {shape}"
