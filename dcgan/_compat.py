@@ -19,6 +19,13 @@ def hub_http_error() -> type[Exception]:
     return error
 
 
+def hub_connection_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of the Hub's client when no connection can be made; see `hub_http_error`."""
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
+
+    return httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError
+
+
 def has_hooks(module: "nn.Module") -> bool:
     """Return whether calling a module runs more than its `forward`: torch has no public way to ask for its hooks."""
     return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001

@@ -23,7 +23,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-OWNER, STRANGER = "hf_owner", "hf_stranger"  # the two valid tokens: of all repositories, and of none
+# The valid tokens: of all repositories, of none, and one that may read only.
+OWNER, STRANGER, READER = "hf_owner", "hf_stranger", "hf_reader"
 LARGE = (".safetensors", ".bin", ".pth")  # kept in LFS, as .gitattributes has it on the Hub
 
 
@@ -160,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, path, fault):
         if fault.status:
             raise HubError(fault.status, "as the test wants it")
-        if self.token not in (None, OWNER, STRANGER):
+        if self.token not in (None, OWNER, STRANGER, READER):
             raise HubError(401, "Invalid credentials in Authorization header")
         for methods, pattern, function in _ROUTES:
             if self.command in methods and (match := pattern.fullmatch(path)):
@@ -240,7 +241,9 @@ class _Handler(BaseHTTPRequestHandler):
     def whoami(self):
         if self.token is None:
             raise HubError(401, "Invalid username or password.")
-        return 200, {}, {"type": "user", "name": self.token.removeprefix("hf_"), "orgs": []}
+        name = self.token.removeprefix("hf_")
+        token = {"displayName": "token", "role": "read" if self.token == READER else "write"}
+        return 200, {}, {"type": "user", "name": name, "orgs": [], "auth": {"accessToken": token}}
 
     @_route("POST", r"/api/repos/create")
     def create(self):

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hub_server import OWNER, STRANGER, HubServer, client, digest
+from hub_server import OWNER, READER, STRANGER, HubServer, client, digest
 from huggingface_hub import ModelCard
 from original_networks import TutorialGenerator, randomize_batchnorm, save_state
 
@@ -74,7 +74,7 @@ result["absent locally"] = attempt(load, "me/g", cache_dir=empty, local_files_on
     assert ran.stdout == ""
     assert (ran.result["down"], ran.result["local"]) == (digest(new), digest(old))
     raised(ran.result["forced"], OSError, r"me/g")
-    raised(ran.result["absent"], FileNotFoundError, r"me/g.*reached")
+    raised(ran.result["absent"], FileNotFoundError, r"^there is no folder 'me/g'; .*me/g.*reached")
     raised(ran.result["absent locally"], FileNotFoundError, r"me/g.*cache")
 
 
@@ -143,7 +143,11 @@ result["tried"], result["slept"] = tried, slept
         "revision": "Generator of me/g",
         "cache_dir": "Generator of me/g",
     }.items():
-        raised(ran.result[case], FileNotFoundError, rf"^the {absent} is not in the cache, and HF_HUB_OFFLINE forbids")
+        raised(
+            ran.result[case],
+            FileNotFoundError,
+            rf"; the {absent} on the Hub is not in the cache, and HF_HUB_OFFLINE forbids",
+        )
     raised(ran.result["forced"], ValueError, r"force_download=True.*offline mode")
     raised(ran.result["push"], OSError, r"offline mode is enabled.*HF_HUB_OFFLINE")
 
@@ -157,7 +161,11 @@ result["tried"], result["slept"] = tried, slept
     ran = client(hub, code, home=home)
     assert (ran.result["tried"], ran.result["slept"]) == ([], [])
     assert ran.result["cached"] == digest(generator)
-    raised(ran.result["absent"], FileNotFoundError, r"me/other is not in the cache, and local_files_only=True forbids")
+    raised(
+        ran.result["absent"],
+        FileNotFoundError,
+        r"me/other on the Hub is not in the cache, and local_files_only=True forbids",
+    )
 
 
 @pytest.mark.parametrize("slash", [pytest.param("", marks=pytest.mark.slow), "/"])
@@ -402,6 +410,24 @@ result["loaded"] = [digest(network) for network in dcgan.from_pretrained("me/run
     ]
 
 
+def test_without_a_network_the_command_says_so_at_once(hub, tmp_path):
+    hub.stop()
+    code = """
+import contextlib, io
+from dcgan import cli
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    result["code"] = cli.main(["generate", "org/nosuch", "-n", "1"])
+result["said"] = said.getvalue()
+"""
+    ran = client(hub, code, home=tmp_path / "home")
+    assert ran.result["code"] == 2
+    assert ran.result["said"].startswith(
+        "dcgan: there is no folder 'org/nosuch'; the Generator of org/nosuch on the Hub"
+    )
+    assert ran.result["said"].count("\n") == 1
+    assert "Retry" not in ran.stderr  # as the Hub's client logs five times, over half a minute
+
+
 def test_the_command_checks_all_that_it_needs_before_it_creates_anything(hub, tmp_path):
     run_folder(tmp_path / "run")
     for name in ("halved", "damaged"):
@@ -430,6 +456,8 @@ os.environ["HF_TOKEN"] = "hf_wrong"
 result["wrong"] = push("run", "me/g")
 os.environ["HF_TOKEN"] = "{STRANGER}"
 result["stranger"] = push("run", "me/g")
+os.environ["HF_TOKEN"] = "{READER}"
+result["reader"] = push("run", "me/g")
 del os.environ["HF_TOKEN"]
 result["none"] = push("run", "me/g")
 """
@@ -437,6 +465,7 @@ result["none"] = push("run", "me/g")
     for (code, said), message in zip(result["mistakes"], mistakes.values(), strict=True):
         assert (code, message in said) == (2, True), said
     assert result["none"] == [2, "dcgan: publishing needs a token, but none is stored: log in with `hf auth login`\n"]
+    assert (result["reader"][0], "needs a token that may write" in result["reader"][1]) == (2, True)
     assert (result["wrong"][0], "me/g on the Hub refuses access with this token" in result["wrong"][1]) == (2, True)
     assert (result["stranger"][0], "me/g on the Hub refuses access" in result["stranger"][1]) == (1, True)
     assert hub.repos == {}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dcgan import __version__
-from dcgan._compat import hub_http_error
+from dcgan._compat import hub_connection_errors, hub_http_error
 from dcgan._errors import InputError
 
 IDENTITY: dict[str, Any] = {"library_name": "dcgan", "library_version": __version__}  # for the Hub's statistics
@@ -31,6 +31,7 @@ def download(
 
     with translate_hub_errors(repo_id, revision):
         try:
+            _expect_network(repo_id, names[0], revision, class_name, options)
             for _ in range(3):
                 config, weights = (
                     Path(hf_hub_download(repo_id, name, revision=revision, **IDENTITY, **options)) for name in names
@@ -40,8 +41,7 @@ def download(
         except HFValidationError as error:
             raise FileNotFoundError(f"there is no folder {repo_id!r}, and it is not a valid repository name") from error
         except LocalEntryNotFoundError as error:
-            reason = _why_not_downloaded(error)
-            raise FileNotFoundError(f"the {class_name} of {repo_id} is not in the cache, and {reason}") from error
+            raise _not_found(repo_id, class_name, _why_not_downloaded(error)) from error
         except EntryNotFoundError as error:
             existing = HfApi(token=options["token"], **IDENTITY).list_repo_files(repo_id, revision=revision)
             absent = next((name for name in names if name not in existing), names[1])
@@ -49,6 +49,32 @@ def download(
                 f"{repo_id} has no {class_name}: {absent} is missing{conversion_hint(repo_id, existing)}"
             ) from error
         raise OSError(f"{repo_id} on the Hub changed during three downloads: try again, or pass revision=")
+
+
+def _expect_network(repo_id: str, name: str, revision: str | None, class_name: str, options: dict[str, Any]) -> None:
+    """Ask for a file once, unless the cache has it: the Hub's client itself tries for half a minute to connect.
+
+    Raises:
+        FileNotFoundError: If no connection can be made.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode, try_to_load_from_cache
+
+    if options["local_files_only"] or is_offline_mode():
+        return
+    if isinstance(try_to_load_from_cache(repo_id, name, cache_dir=options["cache_dir"], revision=revision), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repo_id, name, revision=revision), token=options["token"], **IDENTITY)
+    except hub_connection_errors() as error:
+        raise _not_found(repo_id, class_name, f"the Hub cannot be reached: {error}") from error
+    except hub_http_error():
+        return  # an answer, which the download gets as well, and of which it knows more
+
+
+def _not_found(repo_id: str, class_name: str, reason: str) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"there is no folder {repo_id!r}; the {class_name} of {repo_id} on the Hub is not in the cache, and {reason}"
+    )
 
 
 def download_weights(repo_id: str, name: str | None, revision: str | None) -> tuple[Path, str]:
@@ -82,10 +108,10 @@ def download_weights(repo_id: str, name: str | None, revision: str | None) -> tu
 
 
 def expect_access(repo_id: str) -> None:
-    """Check that a repository's name is valid and that the Hub accepts the stored token.
+    """Check that a repository's name is valid and that the Hub accepts the stored token, for writing.
 
     Raises:
-        PermissionError: If there is no token, or the Hub refuses it.
+        PermissionError: If there is no token, the Hub refuses it, or it may only read.
         OSError: If the Hub cannot be reached.
         ValueError: If the name is not valid.
     """
@@ -102,7 +128,12 @@ def expect_access(repo_id: str) -> None:
     if get_token() is None:
         raise PermissionError("publishing needs a token, but none is stored: log in with `hf auth login`")
     with translate_hub_errors(repo_id, None):
-        HfApi(**IDENTITY).whoami()
+        role = HfApi(**IDENTITY).whoami().get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise PermissionError(
+            "publishing needs a token that may write, but the stored one may only read: create one "
+            "in the settings of your account on the Hub, and log in with `hf auth login`"
+        )
 
 
 def push_files(repo_id: str, files: Mapping[str, bytes], *, private: bool) -> str:
