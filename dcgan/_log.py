@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -31,7 +32,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 def read(path: Path) -> list[Record]:
     """Return the whole records of a log, in order; none if it does not exist."""
-    return [record for line in _lines(path) if (record := _parse(line)) is not None]
+    return [record for _, record in _lines(path) if record is not None]
 
 
 def rewind(path: Path, step: int) -> None:
@@ -39,9 +40,9 @@ def rewind(path: Path, step: int) -> None:
 
     A last line that a killed process left without its end is no damage.
     """
-    records = [(line, _parse(line)) for line in _lines(path)]
-    kept = [line for line, record in records if record is not None and record["step"] <= step]
-    damaged = [line for line, record in records if record is None and line.endswith(b"\n")]
+    lines = _lines(path)
+    kept = [line for line, record in lines if record is not None and record["step"] <= step]
+    damaged = [line for line, record in lines if record is None and line.endswith(b"\n")]
     if damaged:
         aside = path.with_name(f"{path.name}.damaged")
         with aside.open("ab") as file:
@@ -75,8 +76,20 @@ def summarize(records: Sequence[Record], figures: Mapping[int, float]) -> dict[s
     return lines
 
 
-def _lines(path: Path) -> list[bytes]:
-    return io.BytesIO(path.read_bytes()).readlines() if path.exists() else []  # only "\n" ends a line
+def _lines(path: Path) -> list[tuple[bytes, Record | None]]:
+    """Return each line with its record, or None if it is damaged.
+
+    So is one whose step does not lie between those before and after it, if these are in order.
+    """
+    lines = io.BytesIO(path.read_bytes()).readlines() if path.exists() else []  # only "\n" ends a line
+    records = [_parse(line) for line in lines]
+    steps = [record["step"] for record in records if record is not None]
+    in_order = (
+        before < step < after or before >= after
+        for before, step, after in zip([-1, *steps], steps, [*steps[1:], inf], strict=False)
+    )
+    judged = [record if record is not None and next(in_order) else None for record in records]
+    return list(zip(lines, judged, strict=True))
 
 
 def _parse(line: bytes) -> Record | None:

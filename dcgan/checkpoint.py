@@ -57,15 +57,23 @@ def step_of(path: Path) -> int:
 
 
 def list_states(folder: Path) -> list[Path]:
-    """Return the paths of the states in a folder, sorted by step."""
-    return sorted((path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)), key=step_of)
+    """Return the paths of the states in a folder, sorted by step; none if there is no such folder.
+
+    Raises:
+        PermissionError: If the folder cannot be read.
+    """
+    try:
+        return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a state onto the CPU, without executing anything in the file.
 
     Raises:
-        ValueError: If the file is truncated, damaged in any byte that matters, or contains anything but plain state.
+        ValueError: If the file is truncated, damaged in any byte that matters, or contains anything but plain state;
+            the message names the states beside it.
     """
     buffer = io.BytesIO(path.read_bytes())
     try:
@@ -76,7 +84,11 @@ def load(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # RuntimeError, UnpicklingError, BadZipFile, KeyError, OSError, ... of a broken file
         reason = "it holds other things" if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
-        raise InputError(f"{path} is not a complete training state: {reason or type(error).__name__}") from error
+        others = ", ".join(other.name for other in list_states(path.parent) if other != path)
+        raise InputError(
+            f"{path} is not a complete training state: {reason or type(error).__name__}"
+            f"{f'; kept beside it: {others}' if others else ''}"
+        ) from error
     if not isinstance(state, dict):
         raise InputError(f"{path} must contain a dictionary, got {type(state).__name__}")
     return state

@@ -16,7 +16,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -133,7 +133,7 @@ class Run:
             run._loggers = open_loggers(recipe.log, run.folder, config=recipe.to_yaml())
             generator = run.ema_generator()
             run.sample(generator)
-            run.save(generator)  # so that there is always something to resume
+            run._save(generator)  # so that there is always something to resume
         except BaseException:
             run.close()
             shutil.rmtree(run.folder)  # new or empty a moment ago
@@ -178,7 +178,8 @@ class Run:
             trainer = _build.build_trainer(recipe, generator.to(device), discriminator.to(device))
             run = cls(folder, recipe, images, trainer, lock)
             on_failure.callback(run.close)
-            run._restore(state)
+            with run._naming_the_last_state():
+                run._restore(state)
             on_failure.pop_all()
         return run
 
@@ -188,7 +189,10 @@ class Run:
                 f"the dataset has {len(self.images)} images, but had {state['images']} when training began"
             )
         kind, _, content = state.get("fingerprint", "").partition(":")  # none before 0.3
-        if (now := self.images.fingerprint.partition(":"))[0] == kind and now[2] != content:
+        kind_now, _, content_now = self.images.fingerprint.partition(":")
+        if kind and kind != kind_now:
+            logger.warning("the images could not be compared with those of before: packed and unpacked ones differ")
+        elif kind and content != content_now:
             raise InputError("the dataset has as many images as when training began, but other ones")
         self._decay.set(state["trainer"]["steps"])  # so that the state's rates are no news
         self.trainer.load_state_dict(state["trainer"])
@@ -229,7 +233,7 @@ class Run:
             start=self.trainer.steps,
             device=self.trainer.device,
         )
-        try:
+        with self._naming_the_last_state():
             for metrics in self.trainer.iterate(batches.with_labels() if recipe.conditional else batches, self.steps):
                 for name, value in metrics.items():
                     self._sums[name] = self._sums.get(name, 0) + value
@@ -238,8 +242,14 @@ class Run:
                 yield self._report()
                 collapsed = self.trainer.collapse or self._declined
                 if collapsed and recipe.on_collapse == "stop" and self.trainer.steps < self.steps:
-                    self.save()
+                    self._save()
                     raise CollapseError(f"stopped and saved at step {self.trainer.steps}: {self.collapse}")
+
+    @contextmanager
+    def _naming_the_last_state(self) -> Iterator[None]:
+        """Add to the errors of training and of saving from which state one can go on."""
+        try:
+            yield
         except FloatingPointError as error:
             raise FloatingPointError(f"{error}; {self._last_good()}") from error
         except OSError as error:
@@ -273,7 +283,7 @@ class Run:
         if sample_now:
             self.sample(generator)
         if save_now:
-            self.save(generator)
+            self._save(generator)
         self._began += time.perf_counter() - paused
         return record
 
@@ -285,7 +295,12 @@ class Run:
 
         Raises:
             FloatingPointError: If the weights are not finite; then nothing is written.
+            OSError: If something cannot be saved, naming it and the last good checkpoint, as `train` does.
         """
+        with self._naming_the_last_state():
+            return self._save(generator)
+
+    def _save(self, generator: Generator | None = None) -> Path:
         self.trainer.check()
         generator = generator or self.ema_generator()
         state = {
@@ -427,7 +442,7 @@ class Run:
         _log.rewind(self.folder / "metrics.jsonl", step)
         for frame in self._frames():
             if not _is_whole(frame):
-                frame.rename(frame.with_name(f"{frame.name}.damaged"))
+                frame.replace(frame.with_name(f"{frame.name}.damaged"))
                 logger.warning("%s is damaged, and set aside as %s.damaged", frame, frame.name)
         late = [frame for frame in self._frames() if step_of(frame) > step]
         temporary = [path for path in self.folder.rglob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
@@ -439,7 +454,8 @@ class Run:
 
     def _frames(self) -> list[Path]:
         """Return the paths of the sample grids, sorted by step."""
-        return sorted((self.folder / "samples").glob("step-*.png"), key=step_of)
+        frames = (self.folder / "samples").glob("step-*.png")
+        return sorted((path for path in frames if re.fullmatch(r"step-\d+\.png", path.name)), key=step_of)
 
     def _write(self, name: str, text: str) -> None:
         with atomic_write(self.folder / name) as file:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import errno
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from torch.optim.swa_utils import update_bn
 
 from dcgan import Discriminator, Generator, checkpoint, cli, data
 from dcgan._optim import RateDecay
+from dcgan.checkpoint import step_of
 from dcgan.latents import seeded_latents
 from dcgan.recipe import Recipe
 from dcgan.run import RESUMABLE, CollapseError, Run, load_generator
@@ -322,11 +324,11 @@ def test_the_end_is_summarised_in_words(evaluated, unbroken):
     means = [sum(record[name] for record in last) / 5 for name in ("d_real", "d_fake")]
     assert run.summary()["balance"] == f"D(x) {means[0]:.2f}, D(G(z)) {means[1]:.2f} over the last 5 lines of the log"
     with (evaluated / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 19, "images_per_second": 1.0, "collapse": "all are alike"}\n')
+        file.write('{"step": 20, "images_per_second": 1.0, "collapse": "all are alike"}\n')
     assert run.summary()["health"] == "collapsed: all are alike"
     with (evaluated / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 20, "images_per_second": 1.0}\n')
-    assert run.summary()["health"] == "collapsed for a time, last at step 19, and recovered"
+        file.write('{"step": 21, "images_per_second": 1.0}\n')
+    assert run.summary()["health"] == "collapsed for a time, last at step 20, and recovered"
 
 
 def test_a_run_does_not_depend_on_what_ran_before(unbroken, tmp_path):
@@ -583,7 +585,7 @@ def test_fewer_steps_than_are_done_are_refused_and_change_nothing(tmp_path):
 
 
 def test_a_start_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "save", lambda self, generator=None: 1 / 0)
+    monkeypatch.setattr(Run, "_save", lambda self, generator=None: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         Run.start(TINY, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -674,10 +676,64 @@ def test_a_damaged_state_is_named_with_the_one_before_it(tmp_path, unbroken):
     newest.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{newest} is not a complete .*; remove it to resume from {earlier.name}$"):
         Run.resume(folder)
+    with pytest.raises(ValueError, match=rf"{newest} is not a complete .*; kept beside it: .*{earlier.name}$"):
+        load_generator(folder, step_of(newest))
+    with pytest.raises(ValueError, match=rf"{newest} is not a complete .*; kept beside it: .*{earlier.name}$"):
+        Run.start(TINY.replace(generator=str(newest), discriminator=str(newest)), tmp_path / "new")
     newest.unlink()
     with contextlib.closing(Run.resume(folder)) as run:
         list(run.train())
     assert computed(folder) == computed(unbroken)
+
+
+def test_states_that_may_not_be_read_are_not_called_absent(tmp_path, unbroken, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    iterdir = Path.iterdir
+
+    def refuse(path):
+        if path.name == "state":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(PermissionError, match=f"Permission denied: '{folder}/state'"):
+        Run.resume(folder)
+
+
+def test_a_full_disk_after_a_signal_names_the_last_good_state(tmp_path, monkeypatch):
+    with contextlib.closing(Run.start(TINY, tmp_path / "run")) as run:
+        next(run.train())
+
+        def fail(*_, **__):
+            raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+        monkeypatch.setattr(Generator, "save_pretrained", fail)
+        with pytest.raises(
+            OSError, match=r"No space .*; the last good state is .*step-000001\.pt, from which --resume"
+        ):
+            run.save()
+
+
+def test_pictures_of_other_names_among_the_samples_do_not_matter(tmp_path, unbroken):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    (folder / "samples/step-abc.png").write_bytes(b"mine")
+    Run.resume(folder).close()
+    assert (folder / "samples/step-abc.png").read_bytes() == b"mine"
+    (folder / "samples/step-abc.png").unlink()
+    assert computed(folder) == computed(unbroken)
+
+
+def test_a_run_that_goes_on_without_packed_images_says_that_it_could_not_compare_them(tmp_path, unbroken, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    state = checkpoint.load(checkpoint.list_states(folder / "state")[-1])
+    kind, _, content = state["fingerprint"].partition(":")
+    checkpoint.save(folder / "state", state | {"fingerprint": f"files:{content}"}, step=state["trainer"]["steps"])
+    Run.resume(folder).close()
+    assert kind == "crc32"
+    assert "the images could not be compared with those of before" in caplog.text
 
 
 def test_a_recipe_that_is_no_longer_that_of_the_run_is_refused(tmp_path, unbroken):
@@ -713,6 +769,8 @@ def test_a_run_is_resumed_from_its_state_whatever_became_of_its_other_files(tmp_
         lambda line: line.replace(b":", b";", 1),
         lambda _: b"[]}\n",
         lambda line: line.replace(b'"step": ', b'"step": 1.'),
+        lambda line: line.replace(b'"step": ', b'"step": 9'),
+        lambda line: line.replace(b'"step": ', b'"step": -'),
     ],
 )
 def test_damaged_lines_of_the_log_are_set_aside_and_the_others_stay_as_they_are(tmp_path, unbroken, caplog, damage):
@@ -762,8 +820,7 @@ def test_a_full_disk_stops_a_run_and_names_the_file(tmp_path, limit):
     assert "Traceback" not in said
     (line,) = (line for line in said.splitlines() if "File too large" in line)
     assert line.startswith(f"dcgan: {folder}/")
-    if code == 1:
-        assert re.search(rf"the last good state is {folder}/state/step-\d+\.pt, from which --resume goes on", line)
+    assert re.search(rf"the last good state is {folder}/state/step-\d+\.pt, from which --resume goes on", line)
     assert not list(folder.rglob("*.tmp"))
     state = f"step-{2:06d}.pt"
     assert flat(checkpoint.load(folder / "state" / state)) == before[state]
