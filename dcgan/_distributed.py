@@ -113,7 +113,8 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         trained[index].grad = torch.zeros_like(trained[index])
     # Of each parameter, the share of processes that have a gradient.
     present = torch.ones(len(trained), device=trained[0].device)
-    present[missing] = 0
+    if missing:  # an empty list would be copied to the device, which a CUDA graph cannot hold
+        present[missing] = 0
     average([*(parameter.grad for parameter in trained if parameter.grad is not None), present])
     for index in missing:
         if present[index] == 0:  # an optimiser passes over it, as in one process

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from dcgan._distributed import average
 from dcgan._errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,9 @@ class StepMonitor:
     ) -> None:
         """Record a step; its number `step` is a scalar on the device.
 
+        In several processes, metrics and what is recorded become means over all of them, so that each comes to the same
+        findings without asking the others.
+
         Real images that were `scaled` from uint8 to the generator's range need no look: they are finite and within it.
         """
         losses = [value for name, value in metrics.items() if name.endswith("_loss")]
@@ -86,30 +90,46 @@ class StepMonitor:
         fake_range = torch.stack(fake.aminmax()).float()
         real_range = self._scaled_range if scaled else torch.stack(real.aminmax()).float()
         finite = torch.stack([values.isfinite().all() for values in (real_range, fake_range, torch.stack(losses))])
-        self._first_nonfinite.copy_(torch.where((self._first_nonfinite < 0) & ~finite, step, self._first_nonfinite))
         _widen(self._real_range, real_range)
         _widen(self._fake_range, fake_range)
-        if len(real) > 1:
-            self._record_variety(real.float(), fake.float())
+        share_finite, variety = finite.float(), self._measure_variety(real.float(), fake.float())
+        average([share_finite, variety, *metrics.values()])
+        nonfinite = share_finite < 1
+        self._first_nonfinite.copy_(torch.where((self._first_nonfinite < 0) & nonfinite, step, self._first_nonfinite))
+        if len(variety):
+            self._record_variety(*variety)
         if self._expects_logits and "d_real" in metrics:
             saturated = (metrics["d_real"] > _SATURATED[0]) & (metrics["d_fake"] < _SATURATED[1])
             self._saturated.copy_((self._saturated + 1) * saturated)
 
-    def _record_variety(self, real: Tensor, fake: Tensor) -> None:
-        """Record how images `(N, K, H, W)` differ within the batch, and the generated ones from those before."""
+    def _measure_variety(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Return how images `(N, K, H, W)` differ within the batch, real and generated, as variances `(2,)`.
+
+        The third value, with generated images of the shape of those before, is how far their mean has moved. For one
+        image there is none.
+        """
+        if len(real) == 1:
+            return self._swing[:0]
         variance, mean = torch.var_mean(fake, 0)  # (K, H, W)
-        fake_spread, real_spread = variance.mean(), real.var(0).mean()
-        self._alike.copy_((self._alike + 1) * (fake_spread < _ALIKE**2 * real_spread))
+        spreads = [real.var(0).mean(), variance.mean()]
         if self._centre is None:
             self._centre = torch.zeros_like(mean)
         if self._centre.shape != mean.shape:  # a generator that has grown
-            return
+            return torch.stack(spreads)
         # Without what the mean of N images differs from that of all by chance.
-        distance = mse_loss(mean, self._centre) - fake_spread / len(fake)
+        distance = mse_loss(mean, self._centre) - spreads[1] / len(fake)
         self._recorded.add_(1)
-        weight = 1 / self._recorded.clamp(max=_STEPS_TO_WARN)
-        self._swing.lerp_(torch.stack([distance, real_spread]), weight)
-        self._centre.lerp_(mean, weight)
+        self._centre.lerp_(mean, self._weight())
+        return torch.stack([*spreads, distance])
+
+    def _record_variety(self, real_spread: Tensor, fake_spread: Tensor, distance: Tensor | None = None) -> None:
+        self._alike.copy_((self._alike + 1) * (fake_spread < _ALIKE**2 * real_spread))
+        if distance is not None:
+            self._swing.lerp_(torch.stack([distance, real_spread]), self._weight())
+
+    def _weight(self) -> Tensor:
+        """Return the weight of this step in averages over the last ones."""
+        return 1 / self._recorded.clamp(max=_STEPS_TO_WARN)
 
     @torch.no_grad()
     def record_logits(self, logits: Tensor) -> None:

@@ -79,6 +79,7 @@ class Trainer(Generic[G, D]):
     process would draw for the joint batch, and gradients and the running statistics of norms are means over all
     processes, so that the networks stay the same everywhere. Build the trainer after the process group, and load its
     state in every process. The networks need not be wrapped; from a `DistributedDataParallel` the one inside is taken.
+    Steps are captured as CUDA graphs there only where `compile` is "graph" or "full".
 
     Args:
         generator: Maps latents to images.
@@ -211,7 +212,8 @@ class Trainer(Generic[G, D]):
         self._g_forward: Callable[..., Tensor] = generator  # compiled, where that was asked for
         self._d_forward: Callable[..., Tensor] = discriminator
         self._compile, self._cuda_graphs = compile, None
-        if self._defaults.cuda_graphs and compile != "off":
+        eager = {"off", "auto"} if self._processes > 1 else {"off"}  # messages in a graph have never been tried
+        if self._defaults.cuda_graphs and compile not in eager:
             self._cuda_graphs = CudaGraphStep(self._train_on, self.device, self._rng, self._find_host_state)
         if compile == "full":
             self._compile_networks()
@@ -227,7 +229,7 @@ class Trainer(Generic[G, D]):
         Returns:
             Detached scalars, left on the device: `d_loss`, `d_real` and `d_fake` (the mean D(x) and D(G(z)), in
             [0, 1] where the loss has probabilities) where the discriminator was trained, `g_loss` where the
-            generator was. In several processes they are those of this one.
+            generator was. In several processes they are means over all of them.
 
         Raises:
             TypeError: If `batch` does not hold one tensor of images, or, for conditional networks, one of labels.

@@ -1312,7 +1312,7 @@ def test_generated_images_that_swing_are_noticed():
     monitor = monitored(means)
     monitor.reset()
     assert monitored([0.0] * 200, monitor=monitor).find_collapse() is None
-    monitored(means)._record_variety(torch.randn(8, 1, 12, 12), torch.randn(8, 1, 12, 12))  # other sizes are left out
+    assert len(monitored(means)._measure_variety(*torch.randn(2, 8, 1, 12, 12))) == 2  # other sizes are left out
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ class Batches:
         flip: Mirror each image, left to right, with probability one half.
         start: Number of the first batch, counted over all epochs.
         device: Where the batches should be.
+        rank: Number of this process among those that share each batch.
+        processes: Their number, which divides `batch_size`: each gets B/processes of its images, in order.
 
     Attributes:
         steps_per_epoch: Batches per epoch.
@@ -59,6 +61,8 @@ class Batches:
         flip: bool = False,
         start: int = 0,
         device: torch.device | str = "cpu",
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         _expect_images(images)
         if batch_size < 1:
@@ -67,9 +71,17 @@ class Batches:
             raise InputError(f"batch_size must be at most the number of images, {len(images)}, got {batch_size}")
         if seed < 0 or start < 0:
             raise InputError(f"seed and start must be at least 0, got seed={seed} and start={start}")
+        if not 0 <= rank < processes:
+            raise InputError(f"rank must be from 0 to {processes - 1}, with processes={processes}, got {rank}")
+        if batch_size % processes:
+            raise InputError(
+                f"batch_size must be a multiple of the number of processes, {processes}, got {batch_size}: each trains "
+                "on its part of every batch"
+            )
         self.images, self.batch_size, self.seed, self.flip, self.start = images, batch_size, seed, flip, start
         self.device = device
         self.steps_per_epoch = len(images) // batch_size
+        self._share = slice(rank * batch_size // processes, (rank + 1) * batch_size // processes)
         self._cached_order: tuple[int, np.ndarray] | None = None
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -130,7 +142,7 @@ class Batches:
 
     def _flip_mask(self, step: int) -> np.ndarray:
         # The 1 keeps these draws apart from the orders; a 0 would not: seeds are padded with zeros.
-        return np.random.default_rng((self.seed, step, 1)).random(self.batch_size) < 0.5
+        return np.random.default_rng((self.seed, step, 1)).random(self.batch_size)[self._share] < 0.5
 
     def _batch_indices(self, step: int) -> np.ndarray:
         epoch, position = divmod(step, self.steps_per_epoch)
@@ -138,7 +150,7 @@ class Batches:
         if cached is None or cached[0] != epoch:
             order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
             cached = self._cached_order = (epoch, order)
-        return cached[1][position * self.batch_size : (position + 1) * self.batch_size]
+        return cached[1][position * self.batch_size : (position + 1) * self.batch_size][self._share]
 
 
 def _expect_images(images: object) -> None:
