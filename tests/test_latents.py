@@ -428,7 +428,7 @@ def test_files_of_one_name_are_told_apart(small, tmp_path, capsys):
         ("walk MODEL --through 1;2", "an image is an index or SEED:INDEX, and several are joined by commas; got '1;2'"),
         ("walk MODEL --through there.npy", "there.npy: No such file or directory"),
         ("walk MODEL --through wrong.npy", r"wrong.npy must hold latents \(N, 8\), got \(2, 5\)"),
-        ("walk MODEL --through text.npy", "text.npy is not an array of latents"),
+        ("walk MODEL --through text.npy", "text.npy is not a whole .npy file of an array of numbers"),
         ("walk MODEL --out folder.png", "folder.png is a folder"),
         ("walk MODEL --out old.png", "old.png exists: --force overwrites it"),
         ("arithmetic MODEL 1,2- --out new.png", "an image is an index or SEED:INDEX"),

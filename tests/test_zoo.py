@@ -90,7 +90,7 @@ def test_names_folders_and_repositories_are_told_apart(tmp_path, monkeypatch, ca
     Path(name).mkdir()  # which holds no network
     (Path(name) / "notes.txt").write_text("mine")
     assert Generator.from_pretrained(name).config == expected.config
-    assert not caplog.records
+    assert f"{name} is the model of the zoo: the folder of that name here holds no network" in caplog.text
     with pytest.raises(FileNotFoundError, match="config.json is missing"):
         Generator.from_pretrained(f"./{name}")
     Generator(image_size=16, base_channels=2).save_pretrained(name)

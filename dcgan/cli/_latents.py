@@ -250,8 +250,10 @@ def _load_latents(path: Path, latent_dim: int) -> "Tensor":
 
     try:
         latents = torch.from_numpy(np.load(path, allow_pickle=False)).float()
-    except (ValueError, EOFError, TypeError) as error:
-        raise UsageError(f"{path} is not an array of latents: {error}") from error
+    except OSError:
+        raise
+    except Exception as error:  # ValueError, EOFError, SyntaxError, TokenError, TypeError, ... of a damaged header
+        raise UsageError(f"{path} is not a whole .npy file of an array of numbers") from error
     if latents.dim() != 2 or latents.shape[1] != latent_dim:
         raise UsageError(f"{path} must hold latents (N, {latent_dim}), got {tuple(latents.shape)}")
     return latents

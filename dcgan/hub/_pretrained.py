@@ -308,6 +308,8 @@ def _find_model(name_or_path: str | os.PathLike[str], *, holds_network: bool) ->
             logger.warning("%s is the folder of that name here, and not the model of the zoo", name)
         return None
     if name in list_models():
+        if Path(name).is_dir():
+            logger.warning("%s is the model of the zoo: the folder of that name here holds no network", name)
         return load_record(name)
     if not Path(name).exists():
         raise FileNotFoundError(f"there is no folder {name!r}, and no model of that name: {', '.join(list_models())}")
