@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
-from dcgan import _labelled, checkpoint, data
+from dcgan import _distributed, _labelled, checkpoint, data
 from dcgan._devices import best_device
 from dcgan._errors import InputError
 from dcgan.models import Discriminator, Generator, from_pretrained
@@ -44,11 +45,13 @@ _LOADED_DISCRIMINATOR = {
 
 
 def select_device(name: str) -> torch.device:
-    """Return the device with this name; for "auto", the best one available.
+    """Return the device with this name; for "auto", the best one available; in several processes, this one's own.
 
     Raises:
         ValueError: If the device is not available.
     """
+    if _distributed.process_count() > 1:
+        return _distributed.local_device(name)
     if name == "auto":
         return best_device()
     try:
@@ -131,14 +134,23 @@ def fit_batch_size(recipe: Recipe, chosen: int | None, images: data.Images) -> R
     if chosen is None and 0 < len(images) < (recipe.batch_size or 1):
         logger.info("batches of %d images, as many as there are, instead of %s", len(images), recipe.batch_size)
         return recipe.replace(batch_size=len(images))
-    data.Batches(images, recipe.batch_size or 1)  # raises if the set is smaller than a batch
+    # Raises if the set is smaller than a batch, or it cannot be shared.
+    data.Batches(images, recipe.batch_size or 1, processes=_distributed.process_count())
     return recipe
 
 
 def build_trainer(
     recipe: Recipe, generator: Generator, discriminator: Discriminator
 ) -> Trainer[Generator, Discriminator]:
-    """Build the trainer of a resolved recipe."""
+    """Build the trainer of a resolved recipe.
+
+    Raises:
+        ValueError: If norms are to be synchronised between processes, where PyTorch cannot.
+    """
+    if recipe.sync_batchnorm and _distributed.process_count() > 1:
+        _expect_synchronizable(recipe, next(generator.parameters()).device)
+        for network in (generator, discriminator):
+            nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return Trainer(
         generator,
         discriminator,
@@ -159,6 +171,18 @@ def build_trainer(
         compile=recipe.compile,
         seed=recipe.seed,
     )
+
+
+def _expect_synchronizable(recipe: Recipe, device: torch.device) -> None:
+    if device.type == "cpu":
+        raise InputError(
+            "sync_batchnorm needs GPUs: PyTorch's SyncBatchNorm does not train on CPUs. Without it, each process "
+            'normalises its own images; norm "layer" or "none" has no statistics of the batch'
+        )
+    if recipe.r1 or recipe.gradient_penalty:
+        raise InputError(
+            "sync_batchnorm excludes r1 and gradient_penalty: PyTorch's SyncBatchNorm cannot be differentiated twice"
+        )
 
 
 def adopt_state(recipe: Recipe, trainer: Trainer[Generator, Discriminator]) -> None:

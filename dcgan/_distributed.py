@@ -9,18 +9,77 @@ framework that starts processes will do.
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from itertools import zip_longest
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dcgan._errors import InputError
+from dcgan._errors import DcganError, InputError
 from dcgan.ema import BATCH_NORMS
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process of ours waits for another one that has not ended, but does not answer."""
+
 _NORMS_WITH_STATISTICS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+class LostProcessError(DcganError, RuntimeError):
+    """Another process has ended, or does not answer."""
+
+
+@contextmanager
+def _explain_loss() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise LostProcessError(f"another process has ended, or does not answer: {reason}") from error
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the other processes that torchrun has started, if there are any, until the block ends.
+
+    CPU tensors and objects go through gloo, and CUDA tensors through NCCL.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield
+        return
+    on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    with _explain_loss():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)
+    yield
+    dist.destroy_process_group()  # after an error, it could wait for processes that have gone
+
+
+def local_device(name: str) -> torch.device:
+    """Return the device of this one of several processes: the CPU, or the GPU with its number on this machine.
+
+    Raises:
+        ValueError: If it is neither, or there is no GPU for this process.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device must be auto, cpu or cuda in several processes, each with its own GPU, got {name!r}")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    rank, gpus = dist.get_node_local_rank(), torch.cuda.device_count()
+    if rank >= gpus:
+        raise InputError(
+            f"device {name!r} needs a GPU for each process, but there are {gpus} here for process {rank}: start fewer, "
+            "as torchrun --nproc-per-node gpu does"
+        )
+    torch.cuda.set_device(rank)
+    return torch.device("cuda", rank)
 
 
 def process_count() -> int:
@@ -31,6 +90,44 @@ def process_count() -> int:
 def process_rank() -> int:
     """Return the number of this process, 0 without a process group."""
     return dist.get_rank() if process_count() > 1 else 0
+
+
+def gather(value: T) -> list[T]:
+    """Return the values of all processes, which may be any that can be pickled, in their order."""
+    if process_count() == 1:
+        return [value]
+    values: list[T] = [value] * process_count()
+    with _explain_loss():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def largest(number: int) -> int:
+    """Return the largest of the numbers of all processes, which must be in a group with a backend for CPU tensors."""
+    if process_count() == 1:
+        return number
+    message = torch.tensor(number, device="cpu")
+    with _explain_loss():
+        dist.all_reduce(message, dist.ReduceOp.MAX)
+    return int(message)
+
+
+@contextmanager
+def fail_together() -> Iterator[None]:
+    """Let a block, in which no process waits for another, fail in all processes if it fails in one."""
+    failure: DcganError | OSError | None = None
+    try:
+        yield
+    except (DcganError, OSError) as error:
+        if process_count() == 1:
+            raise
+        failure = error
+    messages = gather(None if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+    for rank, message in enumerate(messages):
+        if message is not None:
+            raise InputError(f"process {rank}: {message}")
 
 
 def warn_if_alone() -> None:
@@ -63,8 +160,7 @@ def broadcast(networks: Sequence[nn.Module]) -> None:
         return
     tensors = [tensor for network in networks for tensor in _named_tensors(network)]
     layout = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors]
-    layouts: list[list[tuple[str, tuple[int, ...], str]]] = [[] for _ in range(process_count())]
-    dist.all_gather_object(layouts, layout)
+    layouts = gather(layout)
     for rank, other in enumerate(layouts):
         if other != layouts[0]:
             ours, theirs = next(pair for pair in zip_longest(layouts[0], other) if pair[0] != pair[1])
@@ -74,7 +170,8 @@ def broadcast(networks: Sequence[nn.Module]) -> None:
     for _, tensor in tensors:
         own = tensor.contiguous().flatten().view(torch.uint8)  # bytes, whatever its layout and type of number
         first = own.clone()
-        dist.broadcast(first, src=0)
+        with _explain_loss():
+            dist.broadcast(first, src=0)
         if not torch.equal(own, first):
             tensor.copy_(first.view(tensor.dtype).view(tensor.shape))
 
@@ -95,7 +192,8 @@ def average(tensors: Sequence[Tensor]) -> None:
         by_dtype.setdefault(tensor.dtype, []).append(tensor)
     for group in by_dtype.values():
         message = torch.cat([tensor.flatten() for tensor in group])
-        dist.all_reduce(message)
+        with _explain_loss():
+            dist.all_reduce(message)
         message /= count
         for tensor, mean in zip(group, torch.split(message, [tensor.numel() for tensor in group]), strict=True):
             tensor.copy_(mean.view(tensor.shape))

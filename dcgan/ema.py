@@ -62,17 +62,24 @@ def estimate_batchnorm_statistics(
         calls[norm] += 1
 
     hooks = [norm.register_forward_pre_hook(add_statistics) for norm in norms]
+    synchronized = [norm for norm in norms if isinstance(norm, nn.SyncBatchNorm)]
+    statistics = [(norm.running_mean, norm.running_var) for norm in synchronized]
     count = 0
     try:
         with eval_mode(network), torch.no_grad():
             for norm in norms:
                 norm.train()
+            for norm in synchronized:  # this would wait for other processes; without statistics, it takes the batch's
+                norm.eval()
+                norm.running_mean = norm.running_var = None
             for batch in batches:
                 network(*batch) if isinstance(batch, tuple) else network(batch)
                 count += 1
     finally:
         for hook in hooks:
             hook.remove()
+        for norm, (mean, var) in zip(synchronized, statistics, strict=True):
+            norm.running_mean, norm.running_var = mean, var
     if not count:
         raise InputError("batches must hold at least one batch to estimate statistics from")
     for module, total in sums.items():

@@ -48,7 +48,7 @@ _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 Labels = int | Sequence[int] | Tensor
 """The class of all images, or of each."""
 
-_MIN_IMAGES_TO_FUSE = 32  # a fused copy takes about as long to make as ten images to compute
+MIN_IMAGES_TO_FUSE = 32  # a fused copy takes about as long to make as ten images to compute
 
 
 class _Network(Pretrained):
@@ -301,7 +301,7 @@ class Generator(_Network):
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         count, latents = self._latents(n, z, seed, start)
         classes = self._classes(labels, count, start)
-        if count >= _MIN_IMAGES_TO_FUSE or dtype != like.dtype:
+        if count >= MIN_IMAGES_TO_FUSE or dtype != like.dtype:
             network = fuse_batchnorm(self).to(dtype)
         else:
             network = copy_module(self, share=share)

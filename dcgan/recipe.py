@@ -5,13 +5,15 @@ command line answers at once.
 """
 
 import dataclasses
+import difflib
+import math
 from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from os import PathLike
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -42,6 +44,8 @@ from dcgan._errors import InputError
 from dcgan.architectures import ARCHITECTURES
 
 _A_FIELD = "lines such as 'steps: 1000'"
+_COMMAND_LINE_ONLY = {"out", "resume", "from", "recipe", "config", "print_recipe", "dry_run"}
+_RENAMED = {"g_channels": "base_channels", "d_channels": "d_base_channels"}  # since 0.1
 _FOLDER = Path(__file__).with_name("recipes")
 # As `dcgan recipes` lists them: ours, which are also the defaults of the dataset with that name, then published ones.
 _NAMES = (
@@ -54,7 +58,7 @@ _DEFAULTS = {"image_size": 64, "channels": 3, "base_channels": 64, "batch_size":
 _RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
     (
         (
-            *("max_pixels", "base_channels", "d_base_channels", "max_channels", "latent_dim", "stages"),
+            *("image_size", "max_pixels", "base_channels", "d_base_channels", "max_channels", "latent_dim", "stages"),
             *("steps", "epochs", "batch_size", "d_steps"),
             *("log_every", "sample_every", "save_every", "eval_every", "keep", "samples"),
         ),
@@ -140,6 +144,8 @@ class Recipe:
         compile: How to speed up steps on a CUDA device. graph captures each step as a CUDA graph; full also compiles
             the networks, which takes about a minute; auto is graph below 20,000 steps and full from there; off does
             neither.
+        sync_batchnorm: In several processes, normalise the images of all of them together, by PyTorch's SyncBatchNorm,
+            which needs GPUs; otherwise each process normalises its own.
         seed: Seed of weights, latents, data order and augmentation.
         device: Device to train on, such as cpu, cuda, cuda:1 or mps; auto picks the best one available.
         log_every: Number of steps between lines of metrics.jsonl.
@@ -212,6 +218,7 @@ class Recipe:
     ema_decay: float | None = 0.999
     precision: Precision = "fp32"
     compile: CompileMode = "auto"
+    sync_batchnorm: bool = False
     seed: int = 0
     device: str = "auto"
 
@@ -232,11 +239,8 @@ class Recipe:
         """
         if self.steps is not None and self.epochs is not None:
             raise InputError(f"steps and epochs exclude each other, got {self.steps} and {self.epochs}")
-        for names, fits, bounds in _RANGES:
-            for name in names:
-                value = getattr(self, name)
-                if value not in (None, "auto") and not fits(value):
-                    raise InputError(f"{name} must be {bounds}, got {value}")
+        for field in fields(self):
+            _expect_in_range(field.name, getattr(self, field.name))
         if self.architecture not in ARCHITECTURES:
             raise InputError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}")
         architecture = ARCHITECTURES[self.architecture]
@@ -263,8 +267,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `--recipe` reads."""
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+        plain = to_plain(asdict(self))
         if self.augment is None:
             del plain["augment"]  # where null means none
         return yaml.safe_dump(plain, sort_keys=False)
@@ -278,12 +281,11 @@ class Recipe:
         """
         try:
             values = upgrade_fields(read_fields(text))
-            recipe = cls(**{name: _convert(name, value) for name, value in values.items()})
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise InputError(f"not a recipe: {error}") from error
         if not values:
             raise InputError("not a recipe: it sets no field")
-        return recipe
+        return cls(**values)
 
     def changes(self, other: "Recipe") -> list[str]:
         """Return the names of the fields in which two recipes differ."""
@@ -344,13 +346,46 @@ def find_recipe(name_or_path: str | PathLike[str]) -> Path:
 
 
 def read_fields(text: str | bytes) -> dict[str, Any]:
-    """Return the fields that YAML holds, as they are written there, without the recipe's description.
+    """Return the fields that YAML sets, in the types of the recipe, without the recipe's description.
+
+    The names of 0.1 are kept, for `upgrade_fields`.
 
     Raises:
-        ValueError: If the text is not YAML in UTF-8, naming the line, or holds something else than fields.
+        ValueError: If the text is not YAML in UTF-8, or sets something else than fields to values that they can have;
+            the message names the line, what was expected and what came.
     """
+    return {name: value for name, (_, value) in _parse(text).items()}
+
+
+def field_lines(text: str | bytes) -> dict[str, int]:
+    """Return the line of each field that YAML sets, from 1; it raises as `read_fields` does."""
+    return {name: line for name, (line, _) in _parse(text).items()}
+
+
+def to_plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Return fields as YAML writes them: paths as text, and tuples as lists."""
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+
+def _parse(text: str | bytes) -> dict[str, tuple[int, Any]]:
+    """Return the line and the value of each field that YAML sets."""
+    parsed: dict[str, tuple[int, Any]] = {}
     try:
-        values = yaml.safe_load(text.decode() if isinstance(text, bytes) else text) or {}
+        loader = yaml.SafeLoader(text.decode() if isinstance(text, bytes) else text)
+        document = loader.get_single_node()
+        if document is None:
+            return {}
+        if not isinstance(document, yaml.MappingNode):
+            kind = "a list" if isinstance(document, yaml.SequenceNode) else f"{document.value!r}"
+            raise InputError(f"it holds {kind}; expected {_A_FIELD}")
+        for key, node in document.value:
+            line = key.start_mark.line + 1
+            name = str(loader.construct_object(key, deep=True)).replace("-", "_")
+            if name in parsed:
+                raise InputError(f"line {line}: {name} is set already, in line {parsed[name][0]}")
+            if name != "description":
+                parsed[name] = line, _read_field(loader, name, node, line)
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"line {line} is not text in UTF-8") from error
@@ -359,9 +394,31 @@ def read_fields(text: str | bytes) -> dict[str, Any]:
         raise InputError(f"line {line} is not YAML: {error.problem}; expected {_A_FIELD}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"it is not YAML: {str(error).partition(chr(10))[0]}; expected {_A_FIELD}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"it holds a {type(values).__name__}; expected {_A_FIELD}")
-    return {str(name).replace("-", "_"): value for name, value in values.items() if name != "description"}
+    return parsed
+
+
+def _read_field(loader: yaml.SafeLoader, name: str, node: yaml.Node, line: int) -> Any:
+    if name in _COMMAND_LINE_ONLY:
+        raise InputError(f"line {line}: a recipe cannot set {name}: use the command line for that")
+    current = _RENAMED.get(name, name)
+    if current not in _HINTS:
+        close = difflib.get_close_matches(name, _HINTS, n=1)
+        suggestion = f": did you mean {close[0]}?" if close else ", and dcgan train --help lists all"
+        raise InputError(f"line {line}: there is no option {name!r}{suggestion}")
+    try:
+        value = loader.construct_object(node, deep=True)
+    except yaml.YAMLError:
+        raise
+    except ValueError:  # what looks like a date or a number, and is none
+        value = node.value
+    try:
+        if {str, Path} & {*_kinds(current)} and isinstance(node, yaml.ScalarNode) and value is not None:
+            value = node.value  # a folder may be called 2024-01-01, or 007
+        value = _convert(current, value)
+        _expect_in_range(current, value)
+    except ValueError as error:
+        raise InputError(f"line {line}: {str(error).replace(current, name, 1)}") from error
+    return value
 
 
 def parse_image_size(text: str) -> int | tuple[int, int]:
@@ -383,34 +440,73 @@ def parse_image_size(text: str) -> int | tuple[int, int]:
 def _dataset_defaults(data: str) -> dict[str, Any]:
     if data not in _NAMES:
         return {}
-    values = read_fields(find_recipe(data).read_text(encoding="utf-8"))
-    return {name: _convert(name, value) for name, value in values.items()}
+    return read_fields(find_recipe(data).read_text(encoding="utf-8"))
+
+
+def _kinds(name: str) -> tuple[Any, ...]:
+    """Return the types that a field can have: of `float | None`, both."""
+    hint = _HINTS[name]
+    return (hint,) if isinstance(hint, type) or get_origin(hint) in (Literal, tuple) else get_args(hint)
 
 
 def _convert(name: str, value: Any) -> Any:
-    """Return the value of a field as YAML has it in the type of the field, as the command line reads it."""
-    if name not in _HINTS:
-        raise InputError(f"there is no field {name!r}")
-    hint = _HINTS[name]
-    kinds = {hint, *get_args(hint)}  # of `float | None`, both
-    named = {choice for kind in kinds for choice in get_args(kind)}  # no normalisation is named "none"
-    if NoneType in kinds and isinstance(value, str) and value in {"none", "null"} - named:
+    """Return the value of a field as YAML has it in the type of the field, as the command line reads it.
+
+    Raises:
+        ValueError: If the field cannot have it.
+    """
+    if name == "image_size" and isinstance(value, str) and "x" in value.lower():
+        size = parse_image_size(value)
+        value = list(size) if isinstance(size, tuple) else size
+    for kind in _kinds(name):  # of which None is the last: no normalisation is named "none"
+        try:
+            return _read_as(kind, value)
+        except (ValueError, OverflowError):  # as of the next kind
+            continue
+    raise InputError(f"{name} must be {' or '.join(map(_describe, _kinds(name)))}, got {value!r}")
+
+
+def _read_as(kind: Any, value: Any) -> Any:
+    if get_origin(kind) is Literal:
+        return {str(choice): choice for choice in get_args(kind)}.get(str(value)) or _refuse()
+    if get_origin(kind) is tuple:
+        parts, (part, rest) = value if isinstance(value, list) else [value], get_args(kind)
+        return tuple(_read_as(part, one) for one in parts) if rest is ... or len(parts) == 2 else _refuse()
+    if kind is NoneType and value in (None, "none", "null"):
         return None
-    if isinstance(value, list):
-        return tuple(value)
-    if any(get_origin(kind) is tuple for kind in kinds) and isinstance(value, str) and name != "image_size":
-        return (value,)
-    if name in ("root", "cache_dir") and value is not None:
-        return Path(value)
-    if name == "image_size" and isinstance(value, str):
-        return parse_image_size(value)
-    if float in kinds and isinstance(value, str) and value != "auto":
-        return float(value)  # YAML takes 2e-4 for a text
-    if int in kinds and isinstance(value, str | float):
-        if float(value) != int(float(value)):
-            raise InputError(f"{name} must be a whole number, got {value}")
-        return int(float(value))
-    return value
+    if kind is bool and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+        if kind is float or isinstance(value, int):
+            return kind(value)
+        return int(float(value)) if float(value).is_integer() else _refuse()
+    if kind in (str, Path) and isinstance(value, str) and value and "\0" not in value:
+        return kind(value)
+    return _refuse()
+
+
+def _refuse() -> Any:
+    raise ValueError
+
+
+def _describe(kind: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+    if get_origin(kind) is Literal:
+        choices = ", ".join(map(str, get_args(kind)))
+        return f"one of {choices}" if len(get_args(kind)) > 1 else choices
+    if get_origin(kind) is tuple:
+        return "HEIGHTxWIDTH" if kind == tuple[int, int] else f"a list of {_describe(get_args(kind)[0])}"
+    return names.get(kind, "none")
+
+
+def _expect_in_range(name: str, value: Any) -> None:
+    numbers = [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, int | float)]
+    for number in numbers:
+        if not math.isfinite(number):
+            raise InputError(f"{name} must be finite, got {number}")
+    for names, fits, bounds in _RANGES:
+        if name in names and not all(map(fits, numbers)):
+            raise InputError(f"{name} must be {bounds}, got {value}")
 
 
 def upgrade_fields(values: dict[str, Any]) -> dict[str, Any]:

@@ -34,9 +34,10 @@ _FLAGS = """
 --d-norm --d-slope --d-steps --data --device --discriminator --dry-run --ema-decay --epochs --eval-every --flip --from
 --g-lr --generator --gradient-penalty --image-size --keep --kernel-size --label-smoothing --latent --latent-dim --log
 --log-every --loss --lr --lr-decay --max-channels --max-pixels --no-augment --no-bias --no-cache --no-conditional
---no-flip --no-log --no-skip-bad --no-stem-activation --norm --norm-eps --on-collapse --out --output --precision
---print-recipe --r1 --recipe --resize --resume --root --sample-every --samples --save-every --schedule --seed
---skip-bad --slope --stages --stem --stem-activation --stem-norm --steps --upsample --weight-decay --workers
+--no-flip --no-log --no-skip-bad --no-stem-activation --no-sync-batchnorm --norm --norm-eps --on-collapse --out
+--output --precision --print-recipe --r1 --recipe --resize --resume --root --sample-every --samples --save-every
+--schedule --seed --skip-bad --slope --stages --stem --stem-activation --stem-norm --steps --sync-batchnorm --upsample
+--weight-decay --workers
 """
 FLAGS = set(_FLAGS.split())
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes of other systems differ")
