@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import shutil
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -218,6 +219,17 @@ def test_what_fails_leaves_nothing_and_can_be_tried_again(server, theirs, answer
     assert not list((tmp_path / "cache/zoo").iterdir())
     server.answer = lambda _: None
     assert Generator.from_pretrained("theirs").config["base_channels"] == 4
+
+
+def test_a_silent_server_is_given_up(server, theirs, monkeypatch):
+    monkeypatch.setattr("dcgan.zoo._fetch._SECONDS_OF_SILENCE", 0.05)
+    answered = threading.Event()
+    server.http.handle_error = lambda *_: None  # the client is gone when it answers
+    server.answer = lambda _: answered.wait(20) and None
+    with pytest.raises(OSError, match=r"netG.pth could not be downloaded: .*timed out"):
+        Generator.from_pretrained("theirs")
+    answered.set()
+    assert socket.getdefaulttimeout() is None
 
 
 def test_another_file_under_the_address_is_refused(server, theirs, tmp_path, monkeypatch):

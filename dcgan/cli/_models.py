@@ -7,7 +7,7 @@ from dcgan.cli._options import FLAG
 from dcgan.cli._terminal import RunError, say, say_table
 from dcgan.zoo import Model, list_models, load_record
 
-_HEADINGS = ("name", "images", "megabytes", "licence", "figure", "what it draws", "from")
+_HEADINGS = ("name", "images", "MB", "licence", "figure", "what it draws", "from")
 
 
 def models(*, verify: Annotated[bool, FLAG] = False) -> int:

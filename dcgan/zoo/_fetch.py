@@ -2,8 +2,10 @@
 
 import logging
 import os
+import socket
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
@@ -17,6 +19,8 @@ from dcgan.convert import convert
 from dcgan.data import cache_folder
 from dcgan.hub._pretrained import CONFIG, WEIGHTS
 from dcgan.zoo import Model, RemoteFile
+
+_SECONDS_OF_SILENCE = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +76,17 @@ def fetch(
     return folder
 
 
+@contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    """Let sockets that are opened in the block give up, for torch's download waits for ever on a silent server."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def _download(file: RemoteFile, folder: Path) -> Path:
     parts = urlsplit(file.url)
     mirror = os.environ.get("DCGAN_ZOO_MIRROR")
@@ -80,7 +95,8 @@ def _download(file: RemoteFile, folder: Path) -> Path:
     url = f"{mirror.rstrip('/')}/{parts.netloc}{parts.path}" if mirror else file.url
     path = folder / Path(parts.path).name
     try:
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=file.sha256, progress=False)
+        with _timeout(_SECONDS_OF_SILENCE):
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=file.sha256, progress=False)
     except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
         remedy = "check DCGAN_ZOO_MIRROR" if mirror else "set DCGAN_ZOO_MIRROR to a mirror"
         remedy += ", or download it elsewhere and use `dcgan convert`"
