@@ -372,7 +372,8 @@ def _parse(text: str | bytes) -> dict[str, tuple[int, Any]]:
     """Return the line and the value of each field that YAML sets."""
     parsed: dict[str, tuple[int, Any]] = {}
     try:
-        loader = yaml.SafeLoader(text.decode() if isinstance(text, bytes) else text)
+        text = text.decode() if isinstance(text, bytes) else text
+        loader = yaml.SafeLoader(text)
         document = loader.get_single_node()
         if document is None:
             return {}
@@ -392,6 +393,9 @@ def _parse(text: str | bytes) -> dict[str, tuple[int, Any]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError(f"line {line} is not YAML: {error.problem}; expected {_A_FIELD}") from error
+    except yaml.reader.ReaderError as error:
+        line = str(text)[: error.position].count("\n") + 1
+        raise InputError(f"line {line} is not YAML: it has the character {chr(error.character)!r}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise InputError(f"it is not YAML: {str(error).partition(chr(10))[0]}; expected {_A_FIELD}") from error
     return parsed
@@ -404,7 +408,7 @@ def _read_field(loader: yaml.SafeLoader, name: str, node: yaml.Node, line: int) 
     if current not in _HINTS:
         close = difflib.get_close_matches(name, _HINTS, n=1)
         suggestion = f": did you mean {close[0]}?" if close else ", and dcgan train --help lists all"
-        raise InputError(f"line {line}: there is no option {name!r}{suggestion}")
+        raise InputError(f"line {line}: there is no field {name!r}{suggestion}")
     try:
         value = loader.construct_object(node, deep=True)
     except yaml.YAMLError:
@@ -467,25 +471,24 @@ def _convert(name: str, value: Any) -> Any:
 
 
 def _read_as(kind: Any, value: Any) -> Any:
-    if get_origin(kind) is Literal:
-        return {str(choice): choice for choice in get_args(kind)}.get(str(value)) or _refuse()
+    choices = {str(choice): choice for choice in get_args(kind)} if get_origin(kind) is Literal else {}
+    if str(value) in choices:
+        return choices[str(value)]
     if get_origin(kind) is tuple:
         parts, (part, rest) = value if isinstance(value, list) else [value], get_args(kind)
-        return tuple(_read_as(part, one) for one in parts) if rest is ... or len(parts) == 2 else _refuse()
+        if rest is ... or len(parts) == 2:
+            return tuple(_read_as(part, one) for one in parts)
     if kind is NoneType and value in (None, "none", "null"):
         return None
     if kind is bool and str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
-        if kind is float or isinstance(value, int):
+        if kind is float or isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
             return kind(value)
-        return int(float(value)) if float(value).is_integer() else _refuse()
+        if float(value).is_integer():
+            return int(float(value))
     if kind in (str, Path) and isinstance(value, str) and value and "\0" not in value:
         return kind(value)
-    return _refuse()
-
-
-def _refuse() -> Any:
     raise ValueError
 
 
@@ -495,7 +498,11 @@ def _describe(kind: Any) -> str:
         choices = ", ".join(map(str, get_args(kind)))
         return f"one of {choices}" if len(get_args(kind)) > 1 else choices
     if get_origin(kind) is tuple:
-        return "HEIGHTxWIDTH" if kind == tuple[int, int] else f"a list of {_describe(get_args(kind)[0])}"
+        return (
+            "HEIGHTxWIDTH"
+            if kind == tuple[int, int]
+            else f"a list of {_describe(get_args(kind)[0]).removeprefix('one of ')}"
+        )
     return names.get(kind, "none")
 
 
@@ -516,7 +523,7 @@ def upgrade_fields(values: dict[str, Any]) -> dict[str, Any]:
     follow the generator's width, so its own default is written out.
     """
     if values.get("augment", ()) is None:
-        values = values | {"augment": []}
+        values = values | {"augment": ()}
     if not {"g_channels", "d_channels"} & values.keys():
         return values
     rest = {name: value for name, value in values.items() if name not in ("g_channels", "d_channels")}

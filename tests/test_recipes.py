@@ -157,9 +157,13 @@ def test_a_recipe_is_found_by_its_name_or_its_path(tmp_path, monkeypatch):
         ("runs/cifar", FileNotFoundError, "there is no recipe file runs.cifar"),
         (Path("digits"), FileNotFoundError, "there is no recipe file digits"),
         ("empty.yaml", ValueError, "empty.yaml: not a recipe: it sets no field"),
-        ("odd.yaml", ValueError, "odd.yaml: not a recipe: there is no field 'learning_rate'"),
-        ("word.yaml", ValueError, "word.yaml: not a recipe: could not convert string to float: 'fast'"),
-        ("size.yaml", ValueError, "size.yaml: not a recipe: image size must be SIDE or HEIGHTxWIDTH, got 3x4x5"),
+        ("odd.yaml", ValueError, "odd.yaml: not a recipe: line 1: there is no field 'learning_rate'"),
+        ("word.yaml", ValueError, "word.yaml: not a recipe: line 1: lr must be a number or auto, got 'fast'"),
+        (
+            "size.yaml",
+            ValueError,
+            "size.yaml: not a recipe: line 1: image size must be SIDE or HEIGHTxWIDTH, got 3x4x5",
+        ),
         ("bytes.yaml", ValueError, "bytes.yaml: not a recipe: line 1 is not text in UTF-8"),
     ],
 )

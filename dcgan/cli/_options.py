@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 from dcgan._choices import AugmentationName, LoggerName
 from dcgan._errors import InputError
 from dcgan.cli._terminal import UsageError, exit_on_error
-from dcgan.recipe import Recipe, find_recipe, parse_image_size, read_fields, upgrade_fields
+from dcgan.recipe import Recipe, find_recipe, parse_image_size, read_fields, to_plain, upgrade_fields
 
 
 def _read_size(_: Any, tokens: Sequence[Token]) -> int | tuple[int, int]:
@@ -92,7 +92,7 @@ def read_recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCol
         values = upgrade_fields(values | decisive)
         if "from" in given:
             values |= dict.fromkeys(("generator", "discriminator"), str(_newest_state(path.parent)))
-    Dict(values, source=str(path), use_commands_as_keys=False)(app, commands, arguments)
+    Dict(to_plain(values), source=str(path), use_commands_as_keys=False)(app, commands, arguments)
 
 
 def _find_recipe_file(given: dict[str, str]) -> Path | None:
@@ -127,11 +127,6 @@ def _newest_state(folder: Path) -> Path:
 
 def _load_recipe_file(path: Path) -> dict[str, Any]:
     try:
-        values = read_fields(path.read_bytes())
+        return read_fields(path.read_bytes())
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from error
-    if misplaced := {"out", "resume", "from", "recipe", "config", "print_recipe", "dry_run"} & values.keys():
-        raise UsageError(
-            f"{path} is a recipe and cannot set {', '.join(sorted(misplaced))}: use the command line for that"
-        )
-    return values
