@@ -201,6 +201,9 @@ THEIRS = {
     "--dataset lsun --dataroot a=b --classes x,y --netG= --niter 3": (
         "dcgan train --recipe tutorial --data lsun --root a=b --classes x y --epochs 3 --batch-size 64"
     ),
+    "--dataroot faces --niter 3": (
+        "dcgan train --recipe tutorial --data folder --root faces --epochs 3 --batch-size 64"
+    ),
     "-load_path m.pth": "dcgan generate m.pth after dcgan convert m.pth FOLDER",
     "train --niter 5 --lr 0.1": "dcgan train --epochs 5 --lr 0.1",
     "train --nz 9 --ngf 8 --ndf 4 --manualSeed 1 --accel": (
@@ -430,6 +433,21 @@ def test_a_network_that_does_not_fit_the_options_is_not_started_from(dcgan_says,
         code,
         err.endswith(f"there is no state {trained}/state/step-000002.pt; kept in {trained}/state: {kept}"),
     ) == (2, True)
+
+
+def test_the_answer_to_another_dataset_works_as_it_stands(dcgan_says, capfd):
+    """The folder of the old run's images is not that of the new one's."""
+    Path("pictures").mkdir()
+    for index in range(8):
+        Image.new("RGB", (16, 16), (30 * index, 0, 0)).save(f"pictures/{index}.png")
+    assert dcgan_says("train", *TINY, "--root", "pictures", "--steps", 1, "--out", "run")[0] == 0
+    assert cli.main(["train", "--resume", "run", "--data", "digits", "--samples", "9"]) == 2
+    said, line = capfd.readouterr().err.splitlines()
+    assert "a resumed run cannot change" in said
+    assert line == "  dcgan train --from run --data digits --samples 9"
+    assert cli.main(shlex.split(line)[1:]) == 0
+    recipe = Recipe.from_yaml(Path("runs/digits/recipe.yaml").read_text())
+    assert (recipe.data, recipe.root, recipe.samples, recipe.channels) == ("digits", None, 9, 3)
 
 
 def test_a_logger_can_be_left_out_again(dcgan_says, monkeypatch):

@@ -211,3 +211,12 @@ def test_a_dataset_that_cannot_be_downloaded_says_how_to_get_it(tmp_path, monkey
         data.load(name, root=root, classes=classes, cache=cache)
     assert str(caught.value).startswith(f"{name} is not readable in {root}")
     assert caught.value.__cause__ is not None
+
+
+def test_a_folder_of_images_that_is_taken_for_a_dataset_is_told_so(tmp_path):
+    hint = "use the dataset 'folder'"
+    with pytest.raises(FileNotFoundError, match="svhn is not readable in .* could not be downloaded") as error:
+        data.load("svhn", root=tmp_path)
+    assert hint not in str(error.value)
+    with pytest.raises(FileNotFoundError, match=f"To train on the images that are in .*, {hint}"):
+        data.load("svhn", root=folder_of(tmp_path / "pictures", 1))

@@ -214,6 +214,33 @@ def test_a_length_on_the_command_line_replaces_that_of_the_file(capsys, tmp_path
     assert (getattr(recipe, given), getattr(recipe, other)) == (5, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("root: faces", [], ("folder", Path("faces"), ())),
+        ("seed: 1", ["--root", "faces"], ("folder", Path("faces"), ())),
+        (None, ["--root", "faces"], ("folder", Path("faces"), ())),
+        ("root: null", [], ("digits", None, ())),
+        ("data: mnist\nroot: sets", [], ("mnist", Path("sets"), ())),
+        ("data: mnist", ["--root", "sets"], ("mnist", Path("sets"), ())),
+        ("root: sets", ["--data", "mnist"], ("mnist", Path("sets"), ())),
+        ("data: folder\nroot: faces", ["--data", "folder"], ("folder", Path("faces"), ())),
+        ("data: folder\nroot: faces", ["--data", "digits"], ("digits", None, ())),
+        ("data: lsun\nclasses: [bedroom]", ["--data", "mnist", "--root", "sets"], ("mnist", Path("sets"), ())),
+    ],
+)
+def test_a_root_belongs_to_its_dataset_and_is_a_folder_without_one(capsys, tmp_path, text, options, expected):
+    file = tmp_path / "recipe.yaml"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+        options = ["--recipe", file, *options]
+    recipe = Recipe.from_yaml(printed(capsys, *options))
+    assert (recipe.data, recipe.root, recipe.classes) == expected
+    if options == ["--recipe", file]:
+        recipe = load_recipe(file)
+        assert (recipe.data, recipe.root, recipe.classes) == expected
+
+
 @pytest.mark.parametrize("size", ["48x80", "48X80"])
 def test_images_need_not_be_square(capsys, tmp_path, size):
     file = tmp_path / "recipe.yaml"
@@ -228,7 +255,10 @@ def test_images_need_not_be_square(capsys, tmp_path, size):
     [
         ("lr: 2e-4\ng-lr: 1.0e-3", {"lr": 2e-4, "g_lr": 1e-3}),
         ("lr: auto\nema-decay: null\nr1: 1e-1", {"lr": "auto", "ema_decay": None, "r1": 0.1}),
-        ("root: faces\ncache-dir: null\nimage-size: 48X80", {"root": Path("faces"), "image_size": (48, 80)}),
+        (
+            "root: faces\ncache-dir: null\nimage-size: 48X80",
+            {"data": "folder", "root": Path("faces"), "image_size": (48, 80)},
+        ),
         ("description: mine\nclasses: [bedroom]\naugment: []", {"classes": ("bedroom",), "augment": ()}),
         (
             "augment: shift\nlog: tensorboard\nclasses: church",

@@ -47,7 +47,8 @@ def translate(arguments: list[str]) -> str | None:
             command += filter(None, (RENAMED.get(part, part) for part in theirs))
         before = word
     if _WHOLE & set(given):
-        command[2:2] = ["--recipe", "tutorial"]  # whose networks and rates are the script's
+        data = [] if "--dataset" in given else ["--data", "folder"]  # of which the tutorial names only the root
+        command[2:2] = ["--recipe", "tutorial", *data]  # whose networks and rates are the script's
         command += [word for name, *value in _THEIR_DEFAULTS if name not in command for word in (name, *value)]
     said = [f"these are options of a published script; here it is\n  {shlex.join(command)}"]
     said += [

@@ -81,16 +81,14 @@ def read_recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCol
     }
     with exit_on_error():
         path = _find_recipe_file(given)
-        if path is None:
-            if "root" in given and "data" not in given:  # a folder of images, rather than the default dataset
-                Dict({"data": "folder"}, source="--root", use_commands_as_keys=False)(app, commands, arguments)
-            return
-        values = _load_recipe_file(path)
+        values = {} if path is None else _load_recipe_file(path)
         if {"steps", "epochs"} & given.keys():  # either replaces the length in the file, whichever that is
             values = {name: value for name, value in values.items() if name not in ("steps", "epochs")}
-        decisive = {name: given[name] for name in ("data", "architecture") if name in given}
+        if "resume" not in given and given.get("data") not in (None, values.get("data", given.get("data"))):
+            values = {name: value for name, value in values.items() if name not in ("root", "classes")}  # of its data
+        decisive = {name: given[name] for name in ("data", "root", "architecture") if name in given}
         values = upgrade_fields(values | decisive)
-        if "from" in given:
+        if path is not None and "from" in given:
             values |= dict.fromkeys(("generator", "discriminator"), str(_newest_state(path.parent)))
     Dict(to_plain(values), source=str(path), use_commands_as_keys=False)(app, commands, arguments)
 

@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, get_args
 
 import numpy as np
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
     # One image: a path, an encoded file, uint8 pixels (h, w), (h, w, 3) or (h, w, 4), or an image of Pillow.
-    Item = str | bytes | np.ndarray | PilImage
+    Item = str | bytes | EncodedImage | np.ndarray | PilImage
 
 DATASETS: tuple[str, ...] = get_args(DatasetName)
 """The names that `load` knows."""
@@ -49,6 +49,13 @@ LSUN_CLASSES = (
 
 class UnreadableImage(Exception):  # noqa: N818 (an image that is left out, or listed in `BadImages`)
     """One image cannot be read; the text is the reason."""
+
+
+class EncodedImage(NamedTuple):
+    """An encoded file, and what it was called where it comes from, which tells formats apart that bytes do not."""
+
+    name: str
+    content: bytes
 
 
 class Items(Protocol):
@@ -82,6 +89,7 @@ class Source:
     remedy: str = ""
     description: str = ""
     labels: np.ndarray | None = None
+    labels_known: ClassVar[bool] = False  # from the beginning, without reading any image
 
     @cached_property
     def items(self) -> Items:
@@ -96,6 +104,8 @@ class Source:
             if not self.remedy:
                 raise
             remedy = self.remedy.format(root=self.root)
+            if self.root.is_dir() and list_images(self.root):
+                remedy += f" To train on the images that are in {self.root}, use the dataset 'folder'."
             raise FileNotFoundError(
                 f"{self.name} is not readable in {self.root} and could not be downloaded ({error}). {remedy}"
             ) from error
