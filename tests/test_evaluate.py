@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from dcgan import Generator, data
+from dcgan._labelled import load_labelled
 from dcgan.cli import _evaluate
 from dcgan.generate import sample_uint8
 from dcgan.metrics import frechet_distance, image_features
@@ -221,6 +222,19 @@ def test_a_constant_generator_shows_in_every_figure(tmp_path, capsys):
     assert figures["diversity"] == pytest.approx(0, abs=1e-6)
     assert "100.00%" in text
     assert figures["frechet_distance"] > 10
+
+
+def test_a_conditional_generator_is_judged_by_what_its_classes_teach(tmp_path, capsys):
+    torch.manual_seed(0)
+    Generator(image_size=16, base_channels=4, channels=1, num_classes=10).save_pretrained(tmp_path / "model")
+    options = ("--data", "digits", "-n", 605, "--seed", 3, "--cache-dir", tmp_path / "cache")
+    text = said(capsys, "evaluate", tmp_path / "model", *options, "--out", tmp_path / "a.json")
+    real = load_labelled("digits", "train", image_size=16, channels=1)
+    fake = sample_uint8(Generator.from_pretrained(tmp_path / "model"), 605, seed=3, labels=np.arange(605) % 10)
+    distances = torch.cdist(real.images.flatten(1).double(), fake.flatten(1).double())
+    wrong = (distances.argmin(1) % 10 != real.labels).double().mean().item()
+    assert figures_of(tmp_path / "a.json")["neighbor_error"] == pytest.approx(wrong, abs=3 / len(real.labels))
+    assert f"of {len(real.labels):,} real images, each by the nearest generated one, in pixels" in text
 
 
 def test_mistakes_are_reported(model, tmp_path, capsys):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from dcgan._labelled import LabelledImages
     from dcgan.metrics import FeatureExtractor, Moments, PixelShares
     from dcgan.models import Generator
 
@@ -109,6 +110,7 @@ def evaluate(
                 f"there must be more than {_NEIGHBORS} images of either kind, got {number:,} generated and "
                 f"{real_count:,} real"
             )
+        labelled = _load_classes(generator, source, size | kept)
         extractor = FeatureExtractor(features, weights=weights, device=chosen)
         folder = cache_folder(cache_dir) if cache else None
         reference = _measure_reference(real, real_count, extractor, batch_size, folder)
@@ -124,7 +126,7 @@ def evaluate(
     hashed = f", weights {extractor.identity}" if extractor.identity else ""
     say(f"features   {features}: {reference.features.shape[1]:,} an image{hashed}")
     with exit_on_error(running=True):
-        figures = _measure(generator, number, seed, extractor, reference, batch_size)
+        figures = _measure(generator, number, seed, extractor, reference, labelled, batch_size)
         say_table([["figure", "value", "how"], *([figure.name, str(figure), figure.how] for figure in figures)])
         record["figures"] = {
             figure.key: {"value": figure.value, "spread": figure.spread, "how": figure.how} for figure in figures
@@ -216,6 +218,19 @@ def _open(source: _Source, options: dict[str, Any]) -> _RealImages:
     return _RealImages(label, len(pixels), (height, width), lambda indices: pixels[indices], digest)
 
 
+def _load_classes(generator: "Generator", source: _Source, options: dict[str, Any]) -> "LabelledImages | None":
+    """Load real images to classify by a conditional generator's, if they have classes and are scaled as in training."""
+    from dcgan._errors import InputError
+    from dcgan._labelled import load_labelled
+
+    if generator.config["num_classes"] is None or source.resize != "crop":
+        return None
+    try:
+        return load_labelled(source.name, source.split, root=source.root, number=_COMPARED, **options)  # type: ignore[arg-type]
+    except InputError:  # has no classes
+        return None
+
+
 class _Reference(NamedTuple):
     """What figures need to know of real images: `moments` of all, features `(N, F)` in random order, and pixels."""
 
@@ -298,6 +313,7 @@ def _measure(
     seed: int,
     extractor: "FeatureExtractor",
     reference: _Reference,
+    labelled: "LabelledImages | None",
     batch_size: int,
 ) -> list[_Figure]:
     import torch
@@ -313,7 +329,7 @@ def _measure(
             found = extractor.extract(images, batch_size=batch_size)
             parts.append(found[0])
             logits += [found[1]] if found[1] is not None else []
-            pixels += [images] if start < _PIXELS else []
+            pixels += [images] if start < _PIXELS or labelled is not None else []
             progress(start + count, number)
     fake = torch.cat(parts)
     compared = min(number, _COMPARED, len(reference.features))
@@ -353,9 +369,23 @@ def _measure(
             digits=".2%",
         ),
     ]
+    if labelled is not None:
+        figures.append(_measure_classes(labelled, torch.cat(pixels), generator.config["num_classes"]))
     if logits:
         figures.insert(2, _inception_score(torch.cat(logits)))
     return figures
+
+
+def _measure_classes(labelled: "LabelledImages", images: "Tensor", classes: int) -> _Figure:
+    import torch
+
+    from dcgan.features import classify_by_neighbor
+
+    drawn = torch.arange(len(images)) % classes  # in turn, as `sample_uint8` draws them
+    found = classify_by_neighbor(labelled.images, images, drawn).cpu()
+    error = (found != labelled.labels).double().mean().item()
+    how = f"of {len(found):,} real images, each by the nearest generated one, in pixels"
+    return _Figure("neighbor_error", "1-NN error", error, how, digits=".2%")
 
 
 def _inception_score(logits: "Tensor") -> _Figure:
