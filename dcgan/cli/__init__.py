@@ -16,12 +16,14 @@ from dcgan.cli._bench import bench
 from dcgan.cli._convert import convert, export
 from dcgan.cli._dedup import dedup
 from dcgan.cli._evaluate import evaluate
+from dcgan.cli._explore import explore
 from dcgan.cli._features import features
 from dcgan.cli._generate import generate
 from dcgan.cli._latents import arithmetic, project, walk
 from dcgan.cli._migration import translate
 from dcgan.cli._models import models
 from dcgan.cli._options import read_recipe_file
+from dcgan.cli._processes import process_count, process_rank
 from dcgan.cli._push import push
 from dcgan.cli._recipes import recipes
 from dcgan.cli._terminal import RunError, UsageError, say
@@ -32,11 +34,12 @@ app = App(
     name="dcgan",
     help="Deep convolutional GANs: train them, and generate images with them.",
     version=dcgan.__version__,
-    error_console=Console(stderr=True),
+    console=Console(quiet=process_rank() > 0),
+    error_console=Console(stderr=True, quiet=process_rank() > 0),
 )
 app.command(train, config=read_recipe_file)
-_COMMANDS: list[Callable[..., int]] = [recipes, models, generate, walk, arithmetic, project, visualize, features, dedup]
-_COMMANDS += [evaluate, convert, export, push, bench]
+_COMMANDS: list[Callable[..., int]] = [recipes, models, generate, walk, arithmetic, project, explore, visualize]
+_COMMANDS += [features, dedup, evaluate, convert, export, push, bench]
 for _command in _COMMANDS:
     app.command(_command)
 
@@ -49,19 +52,23 @@ _RENAMED = {  # since 0.1
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    rank = process_rank()  # of several processes, the first one reports what happens to all of them
     try:
         _refuse_old_names(sys.argv[1:] if arguments is None else arguments)
         code: int = app(arguments, exit_on_error=False, result_action="return_value") or 0
     except CycloptsError:
         return 2  # cyclopts has printed it
     except UsageError as error:
-        say(f"dcgan: {error}", error=True)
+        if not rank:
+            say(f"dcgan: {error}", error=True)
         return 2
     except RunError as error:
-        say(f"dcgan: {error}", error=True)
+        if not (rank and error.everywhere):
+            say(f"dcgan: {f'process {rank}: ' if rank else ''}{error}", error=True)
         return 1
     except KeyboardInterrupt:
-        say("dcgan: interrupted", error=True)
+        if not rank:
+            say("dcgan: interrupted", error=True)
         return 130
     except BrokenPipeError:
         sys.stderr.close()
@@ -72,6 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _refuse_old_names(arguments: list[str]) -> None:
+    if process_count() > 1 and arguments[:1] not in ([], ["train"], ["generate"]) and arguments[0][:1] != "-":
+        raise UsageError(
+            f"{arguments[0]} runs in one process, and torchrun has started {process_count()}: start it alone"
+        )
     for argument in arguments:
         if (name := argument.partition("=")[0]) in _RENAMED:
             raise UsageError(f"{name} is now {_RENAMED[name]}")
