@@ -149,18 +149,19 @@ def expect_in_place(name: str, network: nn.Module, trained: list[nn.Parameter]) 
         )
 
 
-def warn_about_discriminator(discriminator: nn.Module, loss: LossName | Loss, penalties: Mapping[str, float]) -> None:
-    """Warn of a sigmoid at its end under one of our losses, and of penalties with BatchNorm that is trained."""
+def warn_about_discriminator(discriminator: nn.Module, loss: LossName | Loss, *, gradient_penalty: bool) -> None:
+    """Warn of a sigmoid at its end under one of our losses, and of the gradient penalty with BatchNorm that is trained.
+
+    R1 is defined per image as well, but helps BatchNorm nevertheless (docs/training.md, "A long run on CIFAR-10").
+    """
     if isinstance(loss, str) and isinstance(_last_layer(discriminator), nn.Sigmoid):
         logger.warning("the discriminator ends in a sigmoid, but the loss takes its logits: remove the sigmoid")
-    if any(isinstance(module, BATCH_NORMS) and module.training for module in discriminator.modules()):
-        for name, weight in penalties.items():
-            if weight:
-                logger.warning(
-                    "%s is defined per image, but BatchNorm in the discriminator mixes the images of a batch: use "
-                    'norm="layer" or norm="none" for it (--d-norm)',
-                    name,
-                )
+    mixes = any(isinstance(module, BATCH_NORMS) and module.training for module in discriminator.modules())
+    if gradient_penalty and mixes:
+        logger.warning(
+            "gradient_penalty is defined per image, but BatchNorm in the discriminator mixes the images of a batch: "
+            'use norm="layer" or norm="none" for it (--d-norm)'
+        )
 
 
 def warn_about_modes(generator: nn.Module, discriminator: nn.Module, warned: set[str]) -> None:

@@ -184,7 +184,7 @@ class Trainer(Generic[G, D]):
         _prepare_for_training(generator, memory_format, self._defaults.memory_format)
         self._image_format = _prepare_for_training(discriminator, memory_format, self._defaults.memory_format)
         _distributed.broadcast([generator, discriminator])
-        _checks.warn_about_discriminator(discriminator, loss, weights)
+        _checks.warn_about_discriminator(discriminator, loss, gradient_penalty=bool(gradient_penalty))
         self._ema = None if ema_decay is None else copy_module(generator).eval().requires_grad_(requires_grad=False)
 
         adam: dict[str, Any] = {"betas": betas, "weight_decay": weight_decay}

@@ -1073,6 +1073,7 @@ def test_a_gradient_penalty_with_batchnorm_is_named(caplog):
     assert 'use norm="layer" or norm="none"' in caplog.text
     caplog.clear()
     Trainer(*networks(norm="layer"), loss="wasserstein", gradient_penalty=10.0)
+    Trainer(*networks(), r1=0.05)  # which helps beside BatchNorm
     assert not caplog.messages
 
 
