@@ -519,8 +519,8 @@ def _expect_in_range(name: str, value: Any) -> None:
 def upgrade_fields(values: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a recipe under their current names, with what they imply.
 
-    A root without a dataset is a folder of images. In 0.2 and before, no augmentation was null. 0.1 had `g_channels` and `d_channels`, and its discriminator did not
-    follow the generator's width, so its own default is written out.
+    A root without a dataset is a folder of images. In 0.2 and before, no augmentation was null. 0.1 had `g_channels`
+    and `d_channels`, and its discriminator did not follow the generator's width, so its own default is written out.
     """
     if values.get("root") is not None and "data" not in values:
         values = values | {"data": "folder"}

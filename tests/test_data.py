@@ -65,6 +65,11 @@ pytestmark = pytest.mark.usefixtures("offline")
             ValueError,
             "skip_bad needs cache=True",
         ),
+        (
+            {"name": "digits", "cache_dir": "packed", "cache": False},
+            ValueError,
+            "cache_dir packed is for packed files, which cache=False leaves out: omit one of the two",
+        ),
     ],
 )
 def test_invalid_arguments_are_named(tmp_path, monkeypatch, arguments, error, message):

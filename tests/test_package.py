@@ -31,7 +31,7 @@ ORDER = """
     convert._files convert._chains convert._configs convert._statistics convert._build convert zoo._fetch
     export generate _quality _build run
     bench._contender bench bench.robustness
-    cli._terminal cli._migration cli._options cli._arguments
+    cli._messages cli._terminal cli._migration cli._options cli._arguments
     cli._bench cli._convert cli._dedup cli._evaluate cli._features cli._generate cli._latents cli._models
     cli._push cli._recipes cli._train cli._visualize cli __main__
 """.split()  # noqa: SIM905 - it reads as the layers that it is

@@ -241,6 +241,21 @@ def test_a_root_belongs_to_its_dataset_and_is_a_folder_without_one(capsys, tmp_p
         assert (recipe.data, recipe.root, recipe.classes) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "option", "expected"),
+    [
+        ("cache_dir: X", ["--no-cache"], (False, None)),
+        ("cache_dir: X", ["--cache"], (True, Path("X"))),
+        ("cache: false", ["--cache-dir", "X"], (True, Path("X"))),
+    ],
+)
+def test_an_option_of_the_cache_replaces_the_other_in_the_file(capsys, tmp_path, text, option, expected):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text, encoding="utf-8")
+    recipe = Recipe.from_yaml(printed(capsys, "--config", file, *option))
+    assert (recipe.cache, recipe.cache_dir) == expected
+
+
 @pytest.mark.parametrize("size", ["48x80", "48X80"])
 def test_images_need_not_be_square(capsys, tmp_path, size):
     file = tmp_path / "recipe.yaml"
@@ -365,7 +380,7 @@ def test_options_become_fields(capsys, options, expected):
         (b"device: ''", "recipe.yaml: line 1: device must be text, got ''"),
         (b"seed: 1\nlr: 2\nseed: 3", "recipe.yaml: line 3: seed is set already, in line 1"),
         (b"seed: !!python/name:os.system", "recipe.yaml: line 1 is not YAML: could not determine a constructor"),
-        (b"steps: 1\nepochs: 1", "steps and epochs exclude each other"),
+        (b"steps: 1\nepochs: 1", "--steps and --epochs exclude each other"),
         (b"- 3", "recipe.yaml: it holds a list; expected lines such as 'steps: 1000'"),
         (b"resume: runs/digits", "recipe.yaml: line 1: a recipe cannot set resume: use the command line for that"),
         (b"recipe: tutorial", "recipe.yaml: line 1: a recipe cannot set recipe"),

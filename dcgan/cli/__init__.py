@@ -86,7 +86,8 @@ def _refuse_old_names(arguments: list[str]) -> None:
     for argument in arguments:
         if (name := argument.partition("=")[0]) in _RENAMED:
             raise UsageError(f"{name} is now {_RENAMED[name]}")
-    for option, first, second in zip(arguments, arguments[1:], arguments[2:], strict=False):
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    for option, first, second in zip(words, words[1:], words[2:], strict=False):
         if option == "--image-size" and first.isdecimal() and second.isdecimal():
             raise UsageError(f"--image-size takes HEIGHTxWIDTH: {first}x{second}")
     if (command := translate(arguments)) is not None:

@@ -76,21 +76,34 @@ def read_recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCol
     """Take options that the command line does not give from --recipe, or from the recipe of --resume or --from."""
     given = {
         argument.name.removeprefix("--").replace("-", "_"): argument.tokens[-1].value
+        or str(argument.tokens[-1].implicit_value)
         for argument in arguments
         if argument.tokens
     }
     with exit_on_error():
         path = _find_recipe_file(given)
         values = {} if path is None else _load_recipe_file(path)
-        if {"steps", "epochs"} & given.keys():  # either replaces the length in the file, whichever that is
-            values = {name: value for name, value in values.items() if name not in ("steps", "epochs")}
-        if "resume" not in given and given.get("data") not in (None, values.get("data", given.get("data"))):
-            values = {name: value for name, value in values.items() if name not in ("root", "classes")}  # of its data
+        replaced = _replaced_fields(given, values)
+        values = {name: value for name, value in values.items() if name not in replaced}
         decisive = {name: given[name] for name in ("data", "root", "architecture") if name in given}
         values = upgrade_fields(values | decisive)
         if path is not None and "from" in given:
             values |= dict.fromkeys(("generator", "discriminator"), str(_newest_state(path.parent)))
     Dict(to_plain(values), source=str(path), use_commands_as_keys=False)(app, commands, arguments)
+
+
+def _replaced_fields(given: dict[str, str], values: dict[str, Any]) -> set[str]:
+    """Return the fields of a file that an option of another name replaces."""
+    replaced = set()
+    if {"steps", "epochs"} & given.keys():  # either replaces the length in the file, whichever that is
+        replaced |= {"steps", "epochs"}
+    if "resume" not in given and {"data"} <= given.keys() & values.keys() and given["data"] != values["data"]:
+        replaced |= {"root", "classes"}  # which are those of the file's dataset
+    if "cache_dir" in given:
+        replaced |= {"cache"}
+    if given.get("cache") == "False":
+        replaced |= {"cache_dir"}
+    return replaced
 
 
 def _find_recipe_file(given: dict[str, str]) -> Path | None:

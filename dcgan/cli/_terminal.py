@@ -2,18 +2,17 @@
 
 import logging
 import os
-import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from dcgan._errors import DcganError, InputError, MissingPackageError
+from dcgan.cli._messages import in_options
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -42,7 +41,7 @@ def exit_on_error(*, running: bool = False) -> Iterator[None]:
     except (OSError, DcganError) as error:
         if isinstance(error, InputError | MissingPackageError if running else BrokenPipeError):
             raise
-        raise (RunError if running else UsageError)(_in_options(_describe(error))) from error
+        raise (RunError if running else UsageError)(in_options(_describe(error))) from error
     except RuntimeError as error:
         if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
             raise RunError(f"the device is out of memory; try a smaller --batch-size ({error})") from error
@@ -54,15 +53,6 @@ def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)
-
-
-def _in_options(message: str) -> str:
-    """Write arguments of Python as the options that were typed: `batch_size` is `--batch-size`."""
-    from dcgan.recipe import Recipe
-
-    names = [field.name for field in fields(Recipe) if "_" in field.name] + ["per_class"]
-    pattern = rf"(?<![\w'/.-])({'|'.join(sorted(names, key=len, reverse=True))})(?![\w'/.=])"
-    return re.sub(pattern, lambda match: "--" + match[1].replace("_", "-"), message)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from dcgan._allocator import keep_memory
+from dcgan._errors import InputError
 from dcgan.cli._options import FLAG, RecipeOptions
 from dcgan.cli._terminal import UsageError, collect_signals, exit_on_error, log_above_progress_bar, progress_bar, say
 from dcgan.recipe import Recipe
@@ -55,6 +56,8 @@ def train(
             raise UsageError("a resumed run stays in its folder: omit --out")
         if resume is not None and dry_run:
             raise UsageError("--dry-run starts a new run: omit --resume")
+        if resume is None:
+            _expect_used(options)
     keep_memory()
     if dry_run:
         with exit_on_error():
@@ -81,6 +84,20 @@ def train(
         return 128 + stopped_by
     _conclude(run, round(time.perf_counter() - began))
     return 0
+
+
+def _expect_used(options: Recipe) -> None:
+    """Check that the dataset of a new run uses what is given; an older run may have been given more."""
+    if options.data not in ("digits", "fake"):
+        return
+    for name in ("skip_bad", "max_pixels"):
+        if getattr(options, name):
+            raise InputError(f"the dataset {options.data!r} takes no {name}, which is for image files")
+    size = options.image_size
+    if options.resize != "crop" and (not isinstance(size, tuple) or size[0] == size[1]):
+        raise InputError(
+            f"the dataset {options.data!r} takes no resize {options.resize}: its images and the image size are square"
+        )
 
 
 def _conclude(run: "Run", seconds: int) -> None:

@@ -72,7 +72,7 @@ def load(
             file, which goes on after `load`, finds it damaged.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
-    _expect_options(image_size, channels, resize, workers, max_pixels, cache=cache, skip_bad=skip_bad)
+    _expect_options(image_size, channels, resize, workers, max_pixels, cache=cache, cache_dir=cache_dir, skip_bad=skip_bad)
     if name == "folder" and root is None:
         raise InputError("the dataset 'folder' needs root, the folder of images")
     if name in ("digits", "fake") and root is not None:
@@ -148,7 +148,7 @@ def from_dataset(
     height, width, natural_channels = natural_shape(items.first)
     image_size = (height, width) if image_size is None else image_size
     channels = natural_channels if channels is None else channels
-    _expect_options(image_size, channels, resize, workers, max_pixels, cache=cache, skip_bad=skip_bad)
+    _expect_options(image_size, channels, resize, workers, max_pixels, cache=cache, cache_dir=cache_dir, skip_bad=skip_bad)
     source = Source(items.name, Path(), (), lambda _: items, description=items.describe(), labels=items.labels)
     decoder = Decoder(source, _sides(image_size), channels, resize, max_pixels)
     if not cache:
@@ -193,6 +193,7 @@ def _expect_options(
     max_pixels: int | None,
     *,
     cache: bool,
+    cache_dir: str | Path | None,
     skip_bad: bool,
 ) -> None:
     if min(_sides(image_size)) < 1:
@@ -207,3 +208,5 @@ def _expect_options(
         raise InputError(f"max_pixels must be at least 1, got {max_pixels}")
     if skip_bad and not cache:
         raise InputError("skip_bad needs cache=True: only packing looks at every image before the run")
+    if cache_dir is not None and not cache:
+        raise InputError(f"cache_dir {cache_dir} is for packed files, which cache=False leaves out: omit one of the two")
