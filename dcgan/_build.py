@@ -132,7 +132,8 @@ def fit_batch_size(recipe: Recipe, chosen: int | None, images: data.Images) -> R
         ValueError: If the dataset is smaller than a batch that was chosen.
     """
     if chosen is None and 0 < len(images) < (recipe.batch_size or 1):
-        logger.info("batches of %d images, as many as there are, instead of %s", len(images), recipe.batch_size)
+        noun = "image" if len(images) == 1 else "images"
+        logger.info("batches of %d %s, as many as there are, instead of %s", len(images), noun, recipe.batch_size)
         return recipe.replace(batch_size=len(images))
     # Raises if the set is smaller than a batch, or it cannot be shared.
     data.Batches(images, recipe.batch_size or 1, processes=_distributed.process_count())
@@ -150,7 +151,7 @@ def build_trainer(
     if recipe.sync_batchnorm and _distributed.process_count() > 1:
         _expect_synchronizable(recipe, next(generator.parameters()).device)
         for network in (generator, discriminator):
-            nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]  # torch has no types
     return Trainer(
         generator,
         discriminator,

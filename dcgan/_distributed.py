@@ -48,13 +48,10 @@ def _explain_loss() -> Iterator[None]:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other processes that torchrun has started, if there are any, until the block ends.
+    """Join the other processes that torchrun has started, until the block ends.
 
     CPU tensors and objects go through gloo, and CUDA tensors through NCCL.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        yield
-        return
     on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
     with _explain_loss():
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)

@@ -19,7 +19,8 @@ from dcgan import images
 from dcgan._config import sides
 from dcgan._files import atomic_write
 from dcgan.latents import seeded_latents
-from dcgan.models import Generator, Labels
+from dcgan.layers import fuse_batchnorm
+from dcgan.models import MIN_IMAGES_TO_FUSE, Generator, Labels
 
 ARCHIVES = (".zip", ".npz")
 """Suffixes of the archives that `write_images` can write."""
@@ -55,6 +56,30 @@ def write_images(
     (out.parent if out.suffix in ARCHIVES else out).mkdir(parents=True, exist_ok=True)
     write = {".npz": _write_npz, ".zip": _write_zip}.get(out.suffix, _write_folder)
     return write(out, generator, n, options)
+
+
+def write_part(
+    generator: Generator,
+    out: Path,
+    n: int,
+    *,
+    rank: int,
+    processes: int,
+    start: int,
+    batch_size: int,
+    **options: Any,
+) -> Iterator[int]:
+    """Write what is one process's part of the images of `write_images`, in a folder, as it does.
+
+    The parts are whole batches, so that each image is computed with the same others, to the same bytes.
+    """
+    batches = -(-n // batch_size)
+    first, end = (min(n, batches * each // processes * batch_size) for each in (rank, rank + 1))
+    if processes > 1 and n >= MIN_IMAGES_TO_FUSE:  # as one process would, whatever the size of a part
+        generator = fuse_batchnorm(generator)
+    if first == end:
+        return iter(())
+    return write_images(generator, out, end - first, start=start + first, batch_size=batch_size, **options)
 
 
 def write_grid(

@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -25,7 +26,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from dcgan import _build, _log, checkpoint, data, ema, images
+from dcgan import _build, _distributed, _log, checkpoint, data, ema, images
 from dcgan._errors import DcganError, InputError
 from dcgan._files import atomic_write
 from dcgan._loggers import Logger, open_loggers
@@ -59,6 +60,9 @@ class CollapseError(DcganError, RuntimeError):
 class Run:
     """One training run; `start` creates one, `resume` continues one.
 
+    In a process group of several processes, each calls the same methods: each trains on its part of every batch, and
+    the first writes all files, in a folder that the others can read. `recipe.batch_size` is that of the joint batch.
+
     Attributes:
         folder: Where its files are.
         recipe: What it computes, resolved.
@@ -74,13 +78,14 @@ class Run:
         recipe: Recipe,
         images: data.Images,
         trainer: Trainer[Generator, Discriminator],
-        lock: FileLock,
+        lock: FileLock | None,
     ):
         if recipe.batch_size is None:
             raise InputError("recipe must be resolved")
         self.folder, self.recipe, self.images, self.trainer = folder, recipe, images, trainer
         self.batch_size = recipe.batch_size
-        per_epoch = data.Batches(images, self.batch_size).steps_per_epoch
+        self._processes = _distributed.process_count()
+        per_epoch = data.Batches(images, self.batch_size, processes=self._processes).steps_per_epoch
         self.steps = recipe.steps or (recipe.epochs or 1) * per_epoch
         # Before a state is loaded, whose rates may have fallen already.
         optimizers = (trainer.g_optimizer, trainer.d_optimizer)
@@ -93,7 +98,7 @@ class Run:
         self._evaluator: Evaluator | None = None
         self._declined = False  # by the figures since this process began
         self._loggers: list[Logger] = []
-        self._lock = lock
+        self._lock = lock  # of the first process, which writes
 
     @classmethod
     def start(
@@ -116,29 +121,40 @@ class Run:
             ValueError: If the recipe, the dataset and the networks to start from do not fit together.
             OSError: If the folder cannot be written.
         """
-        folder = None if folder is None else Path(folder)
-        expect_empty(folder)
-        device = _build.select_device(recipe.device)
-        chosen = recipe.batch_size
-        recipe, generator, discriminator = _build.build_networks(recipe)
-        images = _build.open_images(recipe, progress)
-        recipe = _build.fit_batch_size(recipe, chosen, images)
+        folder, lock = None if folder is None else Path(folder), None
+        writes = _distributed.process_rank() == 0
+        with _distributed.fail_together():
+            if writes:
+                expect_empty(folder)
+            device = _build.select_device(recipe.device)
+            chosen = recipe.batch_size
+            recipe, generator, discriminator = _build.build_networks(recipe)
+            images = _build.open_images(recipe, progress)
+            recipe = _build.fit_batch_size(recipe, chosen, images)
         trainer = _build.build_trainer(recipe, generator.to(device), discriminator.to(device))
         _build.adopt_state(recipe, trainer)
-        expect_empty(folder)  # packing may have taken minutes
-        folder = _create_folder(folder, recipe.data)
-        run = cls(folder, recipe, images, trainer, _acquire_lock(folder))
-        try:
-            run._write("recipe.yaml", recipe.to_yaml())
-            run._loggers = open_loggers(recipe.log, run.folder, config=recipe.to_yaml())
-            generator = run.ema_generator()
-            run.sample(generator)
-            run._save(generator)  # so that there is always something to resume
-        except BaseException:
-            run.close()
-            shutil.rmtree(run.folder)  # new or empty a moment ago
-            raise
+        with _distributed.fail_together():
+            if writes:
+                expect_empty(folder)  # packing may have taken minutes
+                folder = _create_folder(folder, recipe.data)
+                lock = _acquire_lock(folder)
+        run = cls(_distributed.gather(folder or Path())[0], recipe, images, trainer, lock)
+        with _distributed.fail_together():
+            if writes:
+                run._write_first()
         return run
+
+    def _write_first(self) -> None:
+        try:
+            self._write("recipe.yaml", self.recipe.to_yaml())
+            self._loggers = open_loggers(self.recipe.log, self.folder, config=self.recipe.to_yaml())
+            generator = self.ema_generator()
+            self.sample(generator)
+            self._save(generator)  # so that there is always something to resume
+        except BaseException:
+            self.close()
+            shutil.rmtree(self.folder)  # new or empty a moment ago
+            raise
 
     @classmethod
     def resume(
@@ -160,25 +176,27 @@ class Run:
             ValueError: If the recipe changes another field or asks for fewer steps than are done, the newest checkpoint
                 is damaged, or the images are not those that training began with.
         """
-        folder = Path(folder)
-        if not (stored_path := folder / "recipe.yaml").is_file():
-            raise FileNotFoundError(f"{folder} is not the folder of a run: it has no recipe.yaml")
-        if not checkpoint.list_states(folder / "state"):
-            raise FileNotFoundError(f"{folder} has no checkpoint to resume from: start again in another folder")
-        stored = load_recipe(stored_path)
-        recipe = _extend(folder, stored, recipe or stored)
-        device = _build.select_device(recipe.device)
-        lock = _acquire_lock(folder)
+        folder, lock = Path(folder), None
         with ExitStack() as on_failure:
-            on_failure.callback(lock.release)
-            state = _load_newest(folder)  # under the lock, so that it is the last one of the previous holder
-            _expect_recipe_of(state, stored, stored_path)
-            generator, discriminator = _build.networks_of(state, folder)
-            images = _build.open_images(recipe, progress)
+            with _distributed.fail_together():
+                if not (stored_path := folder / "recipe.yaml").is_file():
+                    raise FileNotFoundError(f"{folder} is not the folder of a run: it has no recipe.yaml")
+                if not checkpoint.list_states(folder / "state"):
+                    raise FileNotFoundError(f"{folder} has no checkpoint to resume from: start again in another folder")
+                stored = load_recipe(stored_path)
+                recipe = _extend(folder, stored, recipe or stored)
+                device = _build.select_device(recipe.device)
+                if _distributed.process_rank() == 0:
+                    lock = _acquire_lock(folder)
+                    on_failure.callback(lock.release)
+                state = _load_newest(folder)  # under the lock, so that it is the last one of the previous holder
+                _expect_recipe_of(state, stored, stored_path)
+                generator, discriminator = _build.networks_of(state, folder)
+                images = _build.open_images(recipe, progress)
             trainer = _build.build_trainer(recipe, generator.to(device), discriminator.to(device))
             run = cls(folder, recipe, images, trainer, lock)
             on_failure.callback(run.close)
-            with run._naming_the_last_state():
+            with _distributed.fail_together(), run._naming_the_last_state():
                 run._restore(state)
             on_failure.pop_all()
         return run
@@ -204,6 +222,8 @@ class Run:
         self._sums = {name: value.to(self.trainer.device) for name, value in state["sums"].items()}
         self._counts = state["counts"]
         self._figures = state.get("figures", {})  # none before 0.3
+        if not self._writes:
+            return
         step = self.trainer.steps
         if step < self.steps:  # before the recipe is written, which the next resumption reads
             self._loggers = open_loggers(self.recipe.log, self.folder, config=self.recipe.to_yaml(), resume_step=step)
@@ -232,6 +252,8 @@ class Run:
             flip=recipe.flip,
             start=self.trainer.steps,
             device=self.trainer.device,
+            rank=_distributed.process_rank(),
+            processes=self._processes,
         )
         with self._naming_the_last_state():
             for metrics in self.trainer.iterate(batches.with_labels() if recipe.conditional else batches, self.steps):
@@ -273,7 +295,7 @@ class Run:
         if log_now:
             self.trainer.check()  # waits for the device, so that its work is timed
         paused = time.perf_counter()
-        generator = self.ema_generator() if evaluate_now or sample_now or save_now else None
+        generator = self.ema_generator() if self._writes and (evaluate_now or sample_now or save_now) else None
         if evaluate_now:
             self._add_figure(generator)
             save_now = save_now or self.best_step == step
@@ -298,10 +320,13 @@ class Run:
             OSError: If something cannot be saved, naming it and the last good checkpoint, as `train` does.
         """
         with self._naming_the_last_state():
-            return self._save(generator)
+            self._save(generator)
+        return self.folder / "state" / f"step-{self.trainer.steps:06d}.pt"
 
-    def _save(self, generator: Generator | None = None) -> Path:
+    def _save(self, generator: Generator | None = None) -> None:
         self.trainer.check()
+        if not self._writes:
+            return
         generator = generator or self.ema_generator()
         state = {
             "trainer": self.trainer.state_dict(),
@@ -313,9 +338,8 @@ class Run:
             "fingerprint": self.images.fingerprint,
             "figures": self._figures,
         }
-        path = checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=None)
+        checkpoint.save(self.folder / "state", state, step=self.trainer.steps, keep=None)
         self._write_files(generator)
-        return path
 
     def _write_files(self, generator: Generator) -> None:
         """Write all that is made from the state, the log and the samples, and remove outdated states."""
@@ -348,8 +372,10 @@ class Run:
 
         `generator` is as in `save`.
         """
-        picture = sample_grid(generator or self.ema_generator(), self.recipe.samples, seed=self.recipe.seed)
         path = self.folder / "samples" / f"step-{self.trainer.steps:06d}.png"
+        if not self._writes:
+            return path
+        picture = sample_grid(generator or self.ema_generator(), self.recipe.samples, seed=self.recipe.seed)
         path.parent.mkdir(exist_ok=True)
         images.save_png(path, picture)
         for logger in self._loggers:
@@ -391,12 +417,15 @@ class Run:
 
     def _add_figure(self, generator: Generator | None) -> None:
         """Compute the figure of this step, and warn when the last ones tell of a collapse."""
-        step = self.trainer.steps
+        step, figure = self.trainer.steps, None
         try:
-            self._figures[step] = self.evaluate(generator)
+            figure = self.evaluate(generator) if self._writes else None
         except RuntimeError as error:  # such as a device that is out of memory: a figure is not worth a run
             logger.warning("step %d: no figure of quality could be computed: %s", step, error)
+        figure = _distributed.gather(figure)[0]
+        if figure is None:
             return
+        self._figures[step] = figure
         decline = self._find_decline()
         if decline and not self._declined:
             logger.warning("step %d: training has collapsed: %s. The state of the best step is kept", step, decline)
@@ -422,7 +451,13 @@ class Run:
             for logger in self._loggers:
                 logger.close()
         finally:
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this process writes the files, as one of several does."""
+        return self._lock is not None
 
     def _log(self, images_per_second: float) -> dict[str, Any]:
         means = {name: round(float(total) / self._counts[name], 6) for name, total in self._sums.items()}
@@ -432,7 +467,8 @@ class Run:
             record["fd"] = self._figures[self.trainer.steps]
         if collapse := self.collapse:
             record["collapse"] = collapse
-        _log.append(self.folder / "metrics.jsonl", record)
+        if self._writes:
+            _log.append(self.folder / "metrics.jsonl", record)
         for logger in self._loggers:
             logger.log(self.trainer.steps, record)
         return record
@@ -530,6 +566,29 @@ def expect_empty(folder: Path | None) -> None:
     """
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists: continue with --resume {folder}, or choose another folder")
+
+
+def find_continuation(folder: Path, recipe: Recipe) -> Recipe | None:
+    """Return the recipe with which a run goes on by the command that started it, or None if there is no state yet.
+
+    What the recipe leaves open is as it was then.
+    """
+    if not checkpoint.list_states(folder / "state"):
+        return None
+    stored = load_recipe(folder / "recipe.yaml")
+    left_open = [
+        field.name for field in fields(Recipe) if field.default is None and getattr(recipe, field.name) is None
+    ]
+    return recipe.replace(**{name: getattr(stored, name) for name in left_open})
+
+
+def remove_stillborn(folder: Path) -> None:
+    """Remove the folder of a run that was killed before its first state, if it holds nothing else."""
+    begun = {".lock", "recipe.yaml", "samples", "state"}
+    if (folder / ".lock").exists() and not checkpoint.list_states(folder / "state"):
+        names = {path.name for path in folder.iterdir() if not re.fullmatch(r"\..+\.\d+\.tmp", path.name)}
+        if names <= begun:
+            shutil.rmtree(folder)
 
 
 def _is_whole(picture: Path) -> bool:

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from dcgan._allocator import keep_memory
 from dcgan._choices import Precision
+from dcgan.cli import _processes
 from dcgan.cli._arguments import load_generator
 from dcgan.cli._options import COUNT, FLAG, NATURAL, STEP
 from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say
@@ -31,6 +32,8 @@ def generate(
 ) -> int:
     """Generate images as PNG files, or as one archive. Each image depends only on the seed and its index.
 
+    Started by torchrun, as torchrun --nproc-per-node 2 -m dcgan generate, each process writes a part of the folder.
+
     Args:
         model: Name of a model, which dcgan models lists; folder of a run or of a saved generator; or Hub repository.
         number: Number of images.
@@ -45,39 +48,54 @@ def generate(
         precision: Floating-point format to compute in.
         device: Device to compute on, such as cpu, cuda or mps; auto picks the best one available.
     """
-    with exit_on_error():
-        keep_memory()
-        from dcgan._build import select_device
-        from dcgan._precision import DTYPES
-        from dcgan.generate import ARCHIVES, default_batch_size, existing_files, write_grid, write_images
+    keep_memory()
+    from dcgan._build import select_device
+    from dcgan._distributed import fail_together, gather
+    from dcgan._precision import DTYPES
+    from dcgan.generate import ARCHIVES, default_batch_size, existing_files, write_grid, write_part
 
-        if grid and out.suffix in ARCHIVES:
-            raise UsageError(f"--grid writes a picture, but --out is an archive, {out}")
-        if out.suffix.lower() in _FILES and not (grid and out.suffix.lower() == ".png"):
-            raise UsageError(f"--out must be a folder, a .zip or a .npz; with --grid, a folder or a .png; got {out}")
-        picture = out if grid and out.suffix.lower() == ".png" else out / "grid.png"
-        is_file = out.suffix in ARCHIVES or picture == out
-        if out.exists() and out.is_dir() == is_file:
-            raise UsageError(f"--out must be a folder, but {out} is a file" if out.is_file() else f"{out} is a folder")
-        existing = [path for path in [picture] if path.exists()] if grid else existing_files(out, number, start=start)
-        if existing and not force:
-            more = f" (and {len(existing) - 1} more of these files)" if existing[1:] else ""
-            raise UsageError(f"{existing[0]} exists{more}: --force overwrites existing files")
-        generator = load_generator(model, select_device(device), step)
-        classes = generator.config["num_classes"]
-        if label is not None and classes is None:
-            raise UsageError(f"--label is for conditional models, and {model} has no classes")
-        if label is not None and label >= classes:
-            raise UsageError(f"--label must be from 0 to {classes - 1}, the classes of {model}, got {label}")
-        batch_size = batch_size or default_batch_size(generator)
-        options: dict[str, Any] = {"labels": label, "seed": seed, "start": start, "batch_size": batch_size}
-        options |= {"dtype": DTYPES[precision]}
-    with exit_on_error(running=True):
-        if grid:
-            write_grid(generator, picture, number, **options)
-        else:
-            with progress_bar("generating", "img") as progress:
-                for done in write_images(generator, out, number, **options):
-                    progress(done, number)
+    processes = _processes.process_count()
+    with _processes.process_group():
+        with exit_on_error(), fail_together():
+            if grid and out.suffix in ARCHIVES:
+                raise UsageError(f"--grid writes a picture, but --out is an archive, {out}")
+            if processes > 1 and (grid or out.suffix in ARCHIVES):
+                raise UsageError(
+                    f"{processes} processes write a folder of images together; a single file takes one process"
+                )
+            if out.suffix.lower() in _FILES and not (grid and out.suffix.lower() == ".png"):
+                raise UsageError(
+                    f"--out must be a folder, a .zip or a .npz; with --grid, a folder or a .png; got {out}"
+                )
+            picture = out if grid and out.suffix.lower() == ".png" else out / "grid.png"
+            is_file = out.suffix in ARCHIVES or picture == out
+            if out.exists() and out.is_dir() == is_file:
+                raise UsageError(
+                    f"--out must be a folder, but {out} is a file" if out.is_file() else f"{out} is a folder"
+                )
+            existing = (
+                [path for path in [picture] if path.exists()] if grid else existing_files(out, number, start=start)
+            )
+            if existing and not force:
+                more = f" (and {len(existing) - 1} more of these files)" if existing[1:] else ""
+                raise UsageError(f"{existing[0]} exists{more}: --force overwrites existing files")
+            generator = load_generator(model, select_device(device), step)
+            classes = generator.config["num_classes"]
+            if label is not None and classes is None:
+                raise UsageError(f"--label is for conditional models, and {model} has no classes")
+            if label is not None and label >= classes:
+                raise UsageError(f"--label must be from 0 to {classes - 1}, the classes of {model}, got {label}")
+            batch_size = batch_size or default_batch_size(generator)
+            options: dict[str, Any] = {"labels": label, "seed": seed, "start": start, "batch_size": batch_size}
+            options |= {"dtype": DTYPES[precision]}
+            part = {"rank": _processes.process_rank(), "processes": processes}
+        with exit_on_error(running=True):
+            if grid:
+                write_grid(generator, picture, number, **options)
+            else:
+                with progress_bar("generating", "img") as progress:
+                    for done in write_part(generator, out, number, **part, **options):
+                        progress(done, number)
+            gather(None)  # so that all are written
     say(f"{number} images in {picture if grid else out}")
     return 0

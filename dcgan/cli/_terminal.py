@@ -1,4 +1,4 @@
-"""Text, progress bars, errors and signals of the command line."""
+"""Text, progress bars, errors and signals of the command line; of several processes, only the first one speaks."""
 
 import logging
 import os
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcgan._errors import DcganError, InputError, MissingPackageError
 from dcgan.cli._messages import in_options
+from dcgan.cli._processes import process_rank
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -23,7 +24,15 @@ class UsageError(Exception):
 
 
 class RunError(Exception):
-    """A run that failed through no fault of the program: exit code 1, without a traceback."""
+    """A run that failed through no fault of the program: exit code 1, without a traceback.
+
+    Attributes:
+        everywhere: Whether all processes of the run end with this error.
+    """
+
+    def __init__(self, message: str, *, everywhere: bool = False):
+        super().__init__(message)
+        self.everywhere = everywhere
 
 
 @contextmanager
@@ -37,11 +46,15 @@ def exit_on_error(*, running: bool = False) -> Iterator[None]:
     try:
         yield
     except FloatingPointError as error:
-        raise RunError(str(error)) from error
+        raise RunError(str(error), everywhere=True) from error
     except (OSError, DcganError) as error:
         if isinstance(error, InputError | MissingPackageError if running else BrokenPipeError):
             raise
-        raise (RunError if running else UsageError)(in_options(_describe(error))) from error
+        message = in_options(_describe(error))
+        if not running:
+            raise UsageError(message) from error
+        # Such as a collapse, or the loss of another process.
+        raise RunError(message, everywhere=isinstance(error, RuntimeError)) from error
     except RuntimeError as error:
         if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
             raise RunError(f"the device is out of memory; try a smaller --batch-size ({error})") from error
@@ -79,6 +92,8 @@ def _writable_stderr() -> Iterator[None]:
 
 class _ProgressBarHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+        if process_rank():
+            return
         from tqdm import tqdm
 
         tqdm.write(record.getMessage(), file=sys.stderr)
@@ -117,7 +132,7 @@ def progress_bar(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         if not bars:
             from tqdm import tqdm
 
-            bars.append(tqdm(total=total, desc=label, unit=unit, disable=None, dynamic_ncols=True))
+            bars.append(tqdm(total=total, desc=label, unit=unit, disable=hides_bars(), dynamic_ncols=True))
         bars[0].update(done - bars[0].n)
 
     with _writable_stderr():
@@ -128,8 +143,15 @@ def progress_bar(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
                 bar.close()
 
 
+def hides_bars() -> bool | None:
+    """Return what tqdm takes for `disable`: None shows bars on a terminal."""
+    return True if process_rank() else None
+
+
 def say(text: str, *, error: bool = False) -> None:
     """Print a line to standard output, or to standard error; characters that its encoding lacks become escapes."""
+    if process_rank() and not error:
+        return
     stream = sys.stderr if error else sys.stdout
     try:
         print(text, file=stream, flush=True)

@@ -11,8 +11,18 @@ from cyclopts import Parameter
 
 from dcgan._allocator import keep_memory
 from dcgan._errors import InputError
-from dcgan.cli._options import FLAG, RecipeOptions
-from dcgan.cli._terminal import UsageError, collect_signals, exit_on_error, log_above_progress_bar, progress_bar, say
+from dcgan.cli import _processes
+from dcgan.cli._messages import count
+from dcgan.cli._options import FLAG, RecipeOptions, locate_errors
+from dcgan.cli._terminal import (
+    UsageError,
+    collect_signals,
+    exit_on_error,
+    hides_bars,
+    log_above_progress_bar,
+    progress_bar,
+    say,
+)
 from dcgan.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -36,6 +46,9 @@ def train(
 
     Ctrl-C or SIGTERM finishes the current step, saves, and prints how to resume.
 
+    Started by torchrun, as torchrun --nproc-per-node 2 -m dcgan train, several processes train together, each on its
+    part of every batch. With torchrun's --max-restarts, the run in --out goes on when it is started again.
+
     Args:
         out: New folder for the run; by default runs/DATA.
         resume: Folder of a run to continue exactly as if it had not been interrupted.
@@ -56,31 +69,46 @@ def train(
             raise UsageError("a resumed run stays in its folder: omit --out")
         if resume is not None and dry_run:
             raise UsageError("--dry-run starts a new run: omit --resume")
+        if _processes.may_restart() and out is None and resume is None and not dry_run:
+            raise UsageError("torchrun --max-restarts needs --out, the folder in which the run goes on")
         if resume is None:
             _expect_used(options)
     keep_memory()
-    if dry_run:
-        with exit_on_error():
-            from dcgan.run import expect_empty
+    with _processes.process_group():
+        if dry_run:
+            return _try_one_step(options, out)
+        return _train(options, out, resume)
 
-            expect_empty(out)
-            options.resolve()  # as it is: the run of a single step has no epochs to contradict
-        with tempfile.TemporaryDirectory() as folder:
-            _train_to_the_end(_open_run(options.replace(steps=1, epochs=None, log=()), Path(folder), None))
-        say("dry run: trained, sampled and saved one step; nothing was kept")
-        return 0
+
+def _try_one_step(options: Recipe, out: Path | None) -> int:
+    with exit_on_error():
+        from dcgan.run import expect_empty
+
+        expect_empty(out)
+        options.resolve()  # as it is: the run of a single step has no epochs to contradict
+    with tempfile.TemporaryDirectory() as folder:
+        _train_to_the_end(_open_run(options.replace(steps=1, epochs=None, log=()), Path(folder), None))
+    say("dry run: trained, sampled and saved one step; nothing was kept")
+    return 0
+
+
+def _train(options: Recipe, out: Path | None, resume: Path | None) -> int:
     began = time.perf_counter()
     run = _open_run(options, out, resume)
     folder = quote(str(run.folder))
+    command = f"{_processes.launcher()} train"
     if run.trainer.steps >= run.steps:
         run.close()
-        more = f"to train longer: dcgan train --resume {folder} --steps N"
+        if resume is None:  # torchrun has started anew what was done
+            say(f"{run.folder} has completed all of its {run.steps} steps")
+            return 0
+        more = f"to train longer: {command} --resume {folder} --steps N"
         if run.recipe.lr_decay:
-            more = f"to start a new run from its networks: dcgan train --from {folder}"
+            more = f"to start a new run from its networks: {command} --from {folder}"
         raise UsageError(f"{run.folder} has completed all of its {run.steps} steps; {more}")
     if stopped_by := _train_to_the_end(run):
         say(f"\nstopped at step {run.trainer.steps} of {run.steps}, and saved; to resume:")
-        say(f"  dcgan train --resume {folder}")
+        say(f"  {command} --resume {folder}")
         return 128 + stopped_by
     _conclude(run, round(time.perf_counter() - began))
     return 0
@@ -113,13 +141,22 @@ def _conclude(run: "Run", seconds: int) -> None:
     if run.best_step not in (None, run.trainer.steps):
         say(f"  dcgan generate {folder} -n 64 --step best --out best")
     if not run.recipe.lr_decay:
-        say(f"  dcgan train --resume {folder} --steps {2 * run.steps}")
+        say(f"  {_processes.launcher()} train --resume {folder} --steps {2 * run.steps}")
 
 
 def _open_run(recipe: Recipe, out: Path | None, resume: Path | None) -> "Run":
-    with exit_on_error(), log_above_progress_bar(), progress_bar("decoding", "img") as progress:
-        from dcgan.run import Run
+    with (
+        locate_errors(resume, recipe),
+        exit_on_error(),
+        log_above_progress_bar(),
+        progress_bar("decoding", "img") as progress,
+    ):
+        from dcgan.run import Run, find_continuation, remove_stillborn
 
+        if out is not None and _processes.is_restarted() and _processes.process_rank() == 0:
+            remove_stillborn(out)
+        if out is not None and _processes.may_restart() and (continued := find_continuation(out, recipe)):
+            resume, recipe = out, continued
         if resume is None:
             run = Run.start(recipe, out, progress=progress)
         else:
@@ -138,9 +175,9 @@ def _describe(run: "Run") -> None:
     height, width = images.image_size
     classes = run.trainer.generator.config["num_classes"]
     kinds = f" of {classes} classes" if classes is not None else ""
-    say(f"data      {recipe.data}: {len(images):,} images{kinds} {height}x{width}x{images.channels}{where}")
+    say(f"data      {recipe.data}: {count(len(images), 'image')}{kinds} {height}x{width}x{images.channels}{where}")
     if images.skipped:
-        say(f"          skipped {len(images.skipped)} files, such as {images.skipped[0][0]}: {images.skipped[0][1]}")
+        say(f"          skipped {count(len(images.skipped), 'file')}, such as {images.skipped[0][0]}: {images.skipped[0][1]}")
     if images.left_out:
         say(f"          left out: {describe_left_out(images.left_out)}")
     sizes = [sum(p.numel() for p in n.parameters()) for n in (run.trainer.generator, run.trainer.discriminator)]
@@ -148,20 +185,25 @@ def _describe(run: "Run") -> None:
     say(f"networks  {origin}: generator {sizes[0]:,} parameters, discriminator {sizes[1]:,}")
     rates = [optimizer.param_groups[0]["lr"] for optimizer in (run.trainer.g_optimizer, run.trainer.d_optimizer)]
     say(f"rates     generator {rates[0]:g}, discriminator {rates[1]:g}")
-    steps = f"step {run.trainer.steps} to {run.steps}, {recipe.batch_size} images each"
-    say(f"run       {run.folder}: {steps}, on {run.trainer.device}")
+    steps = f"step {run.trainer.steps} to {run.steps}, {count(run.batch_size, 'image')} each"
+    where = f"on {run.trainer.device}"
+    if (processes := _processes.process_count()) > 1:
+        where = f"in {processes} processes of {(recipe.batch_size or 0) // processes}, on {run.trainer.device.type}"
+    say(f"run       {run.folder}: {steps}, {where}")
 
 
 def _train_to_the_end(run: "Run") -> int:
     """Train to the last step and return 0, or to a signal and return its number."""
     from tqdm import tqdm
 
+    from dcgan._distributed import largest
+
     with (
         closing(run),
         exit_on_error(running=True),
         log_above_progress_bar(),
         collect_signals() as received,
-        tqdm(total=run.steps, initial=run.trainer.steps, unit="step", disable=None, dynamic_ncols=True) as bar,
+        tqdm(total=run.steps, initial=run.trainer.steps, unit="step", disable=hides_bars(), dynamic_ncols=True) as bar,
     ):
         last_line = time.perf_counter()
         for record in run.train():
@@ -171,9 +213,10 @@ def _train_to_the_end(run: "Run") -> int:
                 if bar.disable and time.perf_counter() - last_line > 10:  # an occasional line, for log files
                     last_line = time.perf_counter()
                     say(f"step {run.trainer.steps} of {run.steps}: {_summarize(record)}")
-            if received and run.trainer.steps < run.steps:
+            # A signal may reach one process alone, or several at different steps.
+            if run.trainer.steps < run.steps and (signal := largest(received[0] if received else 0)):
                 run.save()
-                return received[0]
+                return signal
     return 0
 
 
