@@ -24,15 +24,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _FRAMES_PER_SECOND = 20
-_CACHE_SECONDS = 3600  # how long a picture that was shown stays on disk
+_CACHE_SECONDS = 3600  # how long what was shown or uploaded stays on disk, while the page is served
 _SHOW_LINK = "query => { history.replaceState(null, '', '?' + query); return location.href }"
-_ROLES = {
-    "makes it the centre": "centre",
-    "adds it to the walk": "walk",
-    "adds it to A": "a",
-    "adds it to B": "b",
-    "adds it to C": "c",
-}
+_ROLES = {"the centre": "centre", "the walk": "walk", "A": "a", "B": "b", "C": "c"}
 
 
 def build_page(models: Models) -> gr.Blocks:
@@ -45,28 +39,36 @@ def build_page(models: Models) -> gr.Blocks:
             for name in ("model", "seed", "label"):
                 controls[name].render()
         with gr.Row():
-            with gr.Column():
-                roles = gr.Radio(list(_ROLES), value=next(iter(_ROLES)), label="A click on an image")
+            with gr.Column(min_width=320):
+                roles = gr.Radio(list(_ROLES), value=next(iter(_ROLES)), label="A click on an image chooses it for")
                 shown = gr.Gallery(
-                    label="Images of the seed", columns=6, format="png", height="auto", allow_preview=False, buttons=[]
+                    label="Images of the seed",
+                    show_label=False,
+                    columns=3,  # as many as a phone has room for
+                    height=560,
+                    format="png",
+                    allow_preview=False,
+                    buttons=[],
                 )
-            with gr.Column():
+            with gr.Column(min_width=320):
                 picture = gr.Image(
                     label="Centre, moved along the directions",
+                    show_label=False,
                     alt_text="the centre, moved along the directions",
                     format="png",
                     interactive=False,
                     buttons=["download", "fullscreen"],
                 )
+            with gr.Column(min_width=320):
                 for name in ("d0", "d1", "d2", "d3", "turn"):
                     controls[name].render()
                 with gr.Row():
-                    back = gr.Button("Sliders to zero", size="sm")
-                    other = gr.Button("Other directions", size="sm")
-                with gr.Accordion("Centre and link", open=False):
-                    controls["centre"].render()
-                    controls["ways"].render()
-                    link = gr.Textbox(label="Link to this picture", interactive=False, max_lines=1, buttons=["copy"])
+                    back = gr.Button("Sliders to zero", size="sm", min_width=120)
+                    other = gr.Button("Other directions", size="sm", min_width=120)
+        with gr.Row():
+            for name in ("centre", "ways"):
+                controls[name].render()
+            link = gr.Textbox(label="Link to this picture", interactive=False, max_lines=1, buttons=["copy"])
         query = gr.Textbox(visible="hidden", container=False)
         inputs, drawn = list(controls.values()), [picture, query]
         everything = [*inputs, *drawn]
@@ -109,9 +111,11 @@ def _add_walk(controls: dict[str, Any], handlers: "_Handlers") -> None:
         controls["walk"].render()
         steps = gr.Slider(1, _view.MAX_STEPS, value=10, step=1, label="Steps from each image to the next")
         start = gr.Button("Walk", variant="primary")
-        film = gr.Image(label="Film", alt_text="a film of the walk", type="filepath", interactive=False, buttons=[])
-        strip = gr.Gallery(label="Strip", columns=11, format="png", height="auto", buttons=[])
-        files = gr.File(label="Download", file_count="multiple", interactive=False)
+        film = gr.Image(
+            label="Film", alt_text="a film of the walk", type="filepath", interactive=False, buttons=[], visible=False
+        )
+        strip = gr.Gallery(label="Strip", columns=11, format="png", height="auto", buttons=[], visible=False)
+        files = gr.File(label="Download", file_count="multiple", interactive=False, visible=False)
         start.click(handlers.walk, [steps, *controls.values()], [film, strip, files])
 
 
@@ -120,7 +124,7 @@ def _add_sum(controls: dict[str, Any], handlers: "_Handlers", everything: list[A
         for name in ("a", "b", "c"):
             controls[name].render()
         add = gr.Button("Compute", variant="primary")
-        sums = gr.Gallery(label="Means and result", columns=4, format="png", height="auto", buttons=[])
+        sums = gr.Gallery(label="Means and result", columns=4, format="png", buttons=[], visible=False)
         add.click(handlers.add, [*controls.values()], sums)
         gr.Button("Make the result the centre").click(handlers.centre_on_sum, [*controls.values()], everything)
 
@@ -129,7 +133,9 @@ def _add_search(controls: dict[str, Any], handlers: "_Handlers", everything: lis
     with gr.Tab("Your image"):
         file = gr.File(label="Image, which stays on the machine of this page", file_types=["image"])
         search = gr.Button("Find the latent that draws it best", variant="primary")
-        pair = gr.Gallery(label="Your image, and the closest that was found", columns=2, format="png", buttons=[])
+        pair = gr.Gallery(
+            label="Your image, and the closest that was found", columns=2, format="png", buttons=[], visible=False
+        )
         found = gr.Textbox(visible="hidden", container=False)
         search.click(handlers.find, [file, *controls.values()], [pair, found], concurrency_limit=1)
         centre = gr.Button("Make what was found the centre")
@@ -228,14 +234,18 @@ class _Handlers:
                 images.save_video(Path(folder, "walk.mp4"), loop, frames_per_second=_FRAMES_PER_SECOND)
                 files.append(Path(folder, "walk.mp4"))
             paths = [str(file) for file in files]
-            yield paths[0], _to_pil(frames), paths
+            yield (
+                gr.Image(paths[0], visible=True),
+                gr.Gallery(_to_pil(frames), visible=True),
+                gr.File(paths, visible=True),
+            )
 
-    def add(self, *values: Any) -> list[Any]:
+    def add(self, *values: Any) -> gr.Gallery:
         with _answers():
             drawn = _to_pil(_view.draw_sum(self.models, View(*values)))
-        return list(zip(drawn, ["A", "B", "C", "A - B + C"], strict=True))
+        return gr.Gallery(list(zip(drawn, ["A", "B", "C", "A - B + C"], strict=True)), visible=True)
 
-    def find(self, file: str | None, *values: Any) -> tuple[list[Any], str]:
+    def find(self, file: str | None, *values: Any) -> tuple[gr.Gallery, str]:
         progress = gr.Progress()
         with _answers():
             if file is None:
@@ -243,7 +253,8 @@ class _Handlers:
             both, centre, error = _view.find(
                 self.models, View(*values), file, lambda done, steps: progress((done, steps), unit="steps")
             )
-        return list(zip(_to_pil(both), ["your image", f"squared error {error:.4f}"], strict=True)), centre
+        captioned = zip(_to_pil(both), ["your image", f"squared error {error:.4f}"], strict=True)
+        return gr.Gallery(list(captioned), visible=True), centre
 
     def _picture(self, view: View) -> list[Any]:
         return [_to_pil(_view.draw(self.models, view)[None])[0], view.to_query()]

@@ -1,7 +1,11 @@
 """The server of the page."""
 
+import os
 import socket
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -49,14 +53,29 @@ def serve(
     # Faster than two for one small image, and the same bits on any number of cores.
     torch.set_num_threads(1)
     models = Models(model)
-    with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        app = build_app(models)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as listener, _own_folder():
+        # A page that is still open would otherwise keep its connection, and the server, for ever.
+        config = uvicorn.Config(build_app(models), log_level="warning", timeout_graceful_shutdown=1)
         if started is not None:
             name = f"[{host}]" if ":" in host else host
             started(f"http://{name}:{listener.getsockname()[1]}")
-        # A page that is still open would otherwise keep its connection, and the server, for ever.
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
-        server.run(sockets=[listener])
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextmanager
+def _own_folder() -> Iterator[None]:
+    """Keep what is shown and uploaded in a folder of this page alone, and remove it in the end."""
+    name = "GRADIO_TEMP_DIR"
+    before = os.environ.get(name)
+    with TemporaryDirectory(prefix="dcgan-explore-", ignore_cleanup_errors=True) as folder:
+        os.environ[name] = str(Path(folder).resolve())
+        try:
+            yield
+        finally:
+            del os.environ[name]
+            if before is not None:
+                os.environ[name] = before
 
 
 def expect_gradio() -> None:

@@ -35,7 +35,7 @@ MAX_NAMES, MAX_POINTS, MAX_STEPS = 16, 8, 24
 
 _LONGEST = 4000  # characters of one value in a link
 _LAST = 2**53 - 1  # the largest seed or index: beyond it, a browser's numbers skip some
-_SMALLEST_SIDE = 256  # pixels: what is drawn is enlarged to it by whole numbers
+_SIDE, _SMALL_SIDE = 384, 128  # pixels, to which an image, and one of many, are enlarged by whole numbers
 _SEARCHES, _SEARCH_STEPS = 4, 200
 _SAMPLES = 12  # of the pictures of a run's samples
 
@@ -165,7 +165,7 @@ class Models:
 def draw(models: Models, view: View) -> Tensor:
     """Return the picture that a link stands for: uint8 `(K, H, W)`, enlarged by a whole number."""
     generator = models.load(view.model)
-    return images.enlarge(_pixels(generator, view, _place(generator, view)[None]), _SMALLEST_SIDE)[0]
+    return images.enlarge(_pixels(generator, view, _place(generator, view)[None]), _SIDE)[0]
 
 
 def draw_seed(models: Models, view: View) -> Tensor:
@@ -173,7 +173,7 @@ def draw_seed(models: Models, view: View) -> Tensor:
     generator = models.load(view.model)
     config = generator.config
     z = latents.seeded_latents(SHOWN, config["latent_dim"], seed=view.seed, distribution=config["latent"])
-    return images.enlarge(_pixels(generator, view, z), _SMALLEST_SIDE // 2)
+    return images.enlarge(_pixels(generator, view, z), _SMALL_SIDE)
 
 
 def draw_walk(models: Models, view: View, steps: int) -> Tensor:
@@ -190,7 +190,7 @@ def draw_walk(models: Models, view: View, steps: int) -> Tensor:
         raise InputError(f"a walk has 1 to {MAX_STEPS} steps from each image to the next")
     way = latents.slerp if generator.config["latent"] == "normal" else latents.lerp
     path = latents.walk(_picked(generator, picks), int(steps), interpolate=way)
-    return images.enlarge(_pixels(generator, view, path), _SMALLEST_SIDE // 2)
+    return images.enlarge(_pixels(generator, view, path), _SMALL_SIDE)
 
 
 def draw_sum(models: Models, view: View) -> Tensor:
@@ -202,7 +202,7 @@ def draw_sum(models: Models, view: View) -> Tensor:
     generator = models.load(view.model)
     groups = [_latent(generator, text, view.seed) for text in (view.a, view.b, view.c)]
     z = torch.stack([*groups, _latent(generator, write_sum(view), view.seed)])
-    return images.enlarge(_pixels(generator, view, z), _SMALLEST_SIDE // 2)
+    return images.enlarge(_pixels(generator, view, z), _SMALL_SIDE)
 
 
 def write_sum(view: View) -> str:
@@ -244,7 +244,7 @@ def find(
     found = latents.project(network, targets, starts, steps=_SEARCH_STEPS, progress=progress)
     centre = write_latent(found.z[0])
     drawn = _pixels(generator, view, _latent(generator, centre, view.seed)[None])
-    return images.enlarge(torch.cat([pixels, drawn]), _SMALLEST_SIDE), centre, float(found.errors[-1, 0])
+    return images.enlarge(torch.cat([pixels, drawn]), _SMALL_SIDE), centre, float(found.errors[-1, 0])
 
 
 def read_picks(text: str, seed: int) -> list[tuple[int, int]]:
