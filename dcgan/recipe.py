@@ -79,7 +79,7 @@ class Recipe:
 
     Args:
         data: Dataset to train on.
-        root: Folder that holds the dataset, or that it is downloaded to.
+        root: Folder that holds the dataset, or that it is downloaded to; where no dataset is named, a folder of images.
         classes: LSUN classes to train on, such as bedroom.
         image_size: Side of the images in pixels, or HEIGHTxWIDTH; the default depends on the dataset.
         channels: 1 for grey, 3 for colour, 4 for colour and alpha; the default depends on the dataset.
@@ -97,7 +97,7 @@ class Recipe:
         latent_dim: Length of the latent vectors.
         base_channels: Width of the stage next to the image, in both networks; by default the architecture's, or that
             of the data's recipe, or 64.
-        d_base_channels: Width of that stage in the discriminator alone; by default base_channels.
+        d_base_channels: Width of that stage in the discriminator alone; by default the generator's.
         max_channels: Upper limit on the width of a stage.
         kernel_size: Side of the convolution kernels.
         stages: Number of times the resolution doubles from the first feature map to the image.
@@ -107,12 +107,12 @@ class Recipe:
         stem_activation: Let an activation follow the generator's first layer.
         bias: Give the convolutions a bias.
         norm: Normalisation in both networks.
-        d_norm: Normalisation in the discriminator alone; by default the same as norm.
+        d_norm: Normalisation in the discriminator alone; by default the generator's.
         norm_eps: Epsilon of the normalisation in both networks.
         activation: Activation in the generator; by default relu.
         d_activation: Activation in the discriminator; by default leaky-relu.
         slope: Slope of leaky-relu below zero in both networks; by default 0.2.
-        d_slope: That slope in the discriminator alone; by default the same as slope.
+        d_slope: That slope in the discriminator alone; by default the generator's.
         output: Last activation of the generator. Training scales the images to its range, [-1, 1] or [0, 1].
         upsample: Transposed convolutions, or resizing followed by convolutions.
         latent: Distribution of the latents.

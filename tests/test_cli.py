@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -323,6 +324,33 @@ def test_a_set_smaller_than_the_default_batch_trains_and_one_smaller_than_a_chos
     code, _, err = dcgan_says("train", *TINY, "--root", "pictures", "--steps", 1, "--out", "other")
     assert (code, "--batch-size must be at most the number of images, 5, got 8" in err) == (2, True)
     assert not Path("other").exists()
+
+
+def test_one_image_and_one_bad_file_are_counted_in_the_singular(dcgan_says):
+    Path("pictures").mkdir()
+    Image.new("RGB", (16, 16)).save("pictures/good.png")
+    Path("pictures/bad.png").touch()
+    code, out, err = dcgan_says("train", *SMALL, "--root", "pictures", "--skip-bad", "--steps", 1, "--out", "run")
+    assert (code, "batches of 1 image, as many as there are" in err) == (0, True), err
+    assert "skipped 1 file, such as" in out
+    assert "folder: 1 image 16x16x3" in out
+    assert "step 0 to 1, 1 image each" in out
+
+
+@pytest.mark.parametrize(
+    ("field", "damage", "message"),
+    [
+        ("device: cpu", "device: cqu", "dcgan: --device 'cqu' is not available"),
+        ("root: null", "root: nulm", "dcgan: the dataset 'digits' takes no --root, got nulm"),
+    ],
+)
+def test_what_a_damaged_recipe_sets_is_refused_with_its_line(dcgan_says, trained, tmp_path, field, damage, message):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    recipe = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(recipe.replace(field, damage))
+    code, _, err = dcgan_says("train", "--resume", folder, "--steps", 5)
+    line = recipe[: recipe.index(field)].count("\n") + 1
+    assert (code, err.startswith(message), err.endswith(f"({folder}/recipe.yaml: line {line})")) == (2, True, True), err
 
 
 def test_a_dry_run_leaves_nothing_behind(dcgan_says):

@@ -40,6 +40,11 @@ def in_options(message: str) -> str:
     return message
 
 
+def count(number: int, noun: str) -> str:
+    """Say how many there are of what a regular noun stands for."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _options(names: str) -> str:
     return ", ".join(map(_option, names.split(", ")))
 

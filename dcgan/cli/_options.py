@@ -1,6 +1,8 @@
 """The options of a recipe, built from its fields, and option types that cyclopts lacks."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -12,7 +14,7 @@ from cyclopts.validators import Number
 from dcgan._choices import AugmentationName, LoggerName
 from dcgan._errors import InputError
 from dcgan.cli._terminal import UsageError, exit_on_error
-from dcgan.recipe import Recipe, find_recipe, parse_image_size, read_fields, to_plain, upgrade_fields
+from dcgan.recipe import Recipe, field_lines, find_recipe, parse_image_size, read_fields, to_plain, upgrade_fields
 
 
 def _read_size(_: Any, tokens: Sequence[Token]) -> int | tuple[int, int]:
@@ -141,3 +143,19 @@ def _load_recipe_file(path: Path) -> dict[str, Any]:
         return read_fields(path.read_bytes())
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from error
+
+
+@contextmanager
+def locate_errors(resume: Path | None, options: Recipe) -> Iterator[None]:
+    """Name the line of the recipe of a resumed run that sets the option which an error refuses."""
+    try:
+        yield
+    except UsageError as error:
+        path = Path(resume or "", "recipe.yaml")
+        named = re.search(r"--([a-z][a-z0-9-]+)", str(error))
+        if resume is None or named is None or str(path) in str(error):
+            raise
+        name, text = named[1].replace("-", "_"), path.read_bytes()
+        if name not in (values := read_fields(text)) or values[name] != getattr(options, name):
+            raise
+        raise UsageError(f"{error} ({path}: line {field_lines(text)[name]})") from error

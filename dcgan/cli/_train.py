@@ -177,7 +177,8 @@ def _describe(run: "Run") -> None:
     kinds = f" of {classes} classes" if classes is not None else ""
     say(f"data      {recipe.data}: {count(len(images), 'image')}{kinds} {height}x{width}x{images.channels}{where}")
     if images.skipped:
-        say(f"          skipped {count(len(images.skipped), 'file')}, such as {images.skipped[0][0]}: {images.skipped[0][1]}")
+        file, reason = images.skipped[0]
+        say(f"          skipped {count(len(images.skipped), 'file')}, such as {file}: {reason}")
     if images.left_out:
         say(f"          left out: {describe_left_out(images.left_out)}")
     sizes = [sum(p.numel() for p in n.parameters()) for n in (run.trainer.generator, run.trainer.discriminator)]
