@@ -19,7 +19,8 @@ from PIL import Image
 import dcgan
 from dcgan import Generator, checkpoint, cli
 from dcgan._errors import InputError, MissingPackageError
-from dcgan.cli import _migration
+from dcgan.cli import _messages, _migration
+from dcgan.cli._messages import in_options
 from dcgan.cli._terminal import RunError, UsageError, collect_signals, exit_on_error, log_above_progress_bar
 from dcgan.data import BadImages
 from dcgan.recipe import Recipe
@@ -636,3 +637,45 @@ def test_a_process_killed_at_any_moment_leaves_a_run_that_resumes(tmp_path):
     process.communicate()
     code = cli.main(["train", "--resume", str(folder), "--steps", "8"])
     assert code in {0, 2}  # 2 if it had come further than that
+
+
+def test_messages_offer_what_the_command_line_has(dcgan_says, tmp_path):
+    generator = Generator(image_size=16, base_channels=4)
+    generator.save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model/model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    code, _, err = dcgan_says("generate", tmp_path / "model")
+    assert (code, "is damaged" in err) == (2, True)
+    assert "if it was downloaded, remove it to download it again. If they were changed on purpose, " in err
+    assert err.endswith(
+        "from_pretrained(FOLDER, verify=False) of dcgan.Generator or dcgan.Discriminator loads them in Python"
+    )
+    weights.write_bytes(content[:-9])
+    code, _, err = dcgan_says("generate", tmp_path / "model")
+    assert (code, "force_download" in err, "remove it to download it again" in err) == (2, False, True)
+    assert (
+        in_options("x is private, pass token= or log in") == "x is private, set HF_TOKEN, or log in with: hf auth login"
+    )
+
+
+def test_what_messages_say_of_python_is_what_the_library_says():
+    """A message that is worded anew must be worded anew for the command line."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in (Path(dcgan.__file__).parent / "hub").glob("*.py"))
+    assert [phrase for phrase in _messages._PYTHON_ONLY if phrase not in sources] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "typed"),
+    [
+        ("steps and epochs exclude each other", "--steps and --epochs exclude each other"),
+        ("stem_norm 'unit' needs stem 'linear' and", "--stem-norm 'unit' needs --stem 'linear' and"),
+        ("root must hold images", "--root must hold images"),
+        ("skip_bad needs cache=True, not cache=False", "--skip-bad needs --cache, not --no-cache"),
+        ("cannot change lr, data; it can change root.", "cannot change --lr, --data; it can change --root."),
+        ("the generator must have the steps of data", "the generator must have the steps of data"),
+        ("a/batch_size/steps: No such file", "a/batch_size/steps: No such file"),
+    ],
+)
+def test_names_become_options_where_they_are_names(said, typed):
+    assert in_options(said) == typed
