@@ -25,6 +25,8 @@ DatasetName = Literal[
     "lfw",
     "imagenet",
     "folder",
+    "wds",
+    "hf",
     "fake",
 ]
 Distribution = Literal["normal", "uniform"]

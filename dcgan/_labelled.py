@@ -9,12 +9,13 @@ import hashlib
 import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
 from dcgan import data
 from dcgan._errors import InputError
+from dcgan.data._datasets import LABEL_COLUMNS
 from dcgan.data._formats import formats_of
 from dcgan.data._sources import list_images, open_source
 
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
     from torch import Tensor
 
-LabelledName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "svhn", "stl10", "folder"]
+LabelledName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "svhn", "stl10", "folder", "wds", "hf"]
 Split = Literal["train", "test"]
 
 _FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
 _CLASSES = 10  # of each set with a name
+_INDEXED = ("wds", "hf")  # whose labels are known without their images
 _TEST_SHARE = 5  # where a set has no test split: a fifth of it
 
 
@@ -86,9 +88,10 @@ def load_labelled(
     _expect_labelled(name)
     if number is not None and number < 1:
         raise InputError(f"number must be at least 1, got {number}")
-    dataset, has_split = _open(name, split, root)
-    images = data.from_dataset(
-        dataset,
+    images, has_split = _open_images(
+        name,
+        split,
+        root,
         image_size=image_size,
         channels=channels,
         cache=cache,
@@ -105,14 +108,12 @@ def load_labelled(
     if number is not None:
         indices = np.random.default_rng(seed).permutation(indices)[:number]
     indices = np.sort(indices)
-    pixels, labels = images.batch(indices).contiguous(), images.labels
-    if labels is None:
-        raise InputError(f"the set {name!r} has no labels")
+    pixels, labels = images.batch(indices).contiguous(), cast("np.ndarray", images.labels)
     return LabelledImages(pixels, torch.from_numpy(labels[indices]))
 
 
 def open_training_set(name: str, *, root: str | Path | None, **options: Any) -> data.Images:
-    """Open the training split of a labelled set, with its labels; `options` are those of `data.from_dataset`.
+    """Open the training split of a labelled set, with its labels; `options` are those of `data.load`.
 
     Without a test split, it is the whole set.
 
@@ -122,16 +123,20 @@ def open_training_set(name: str, *, root: str | Path | None, **options: Any) -> 
         BadImages: If images are unreadable.
     """
     _expect_labelled(name)
-    return data.from_dataset(_open(name, "train", root)[0], **options)
+    return _open_images(name, "train", root, **options)[0]
 
 
-def count_classes(name: str, *, root: str | Path | None) -> int:
+def count_classes(name: str, *, root: str | Path | None, cache_dir: str | Path | None = None) -> int:
     """Return the number of classes of a labelled set, whose images need not be read for that.
 
     Raises:
         ValueError: If the set has no labels.
     """
     _expect_labelled(name)
+    if name in _INDEXED and root is not None:
+        if (classes := data.open_indexed(name, root, cache_dir).num_classes) is None:
+            raise _no_labels(name, root)
+        return classes
     if name != "folder":
         return _CLASSES
     dataset, _ = _open(name, "train", root)
@@ -141,6 +146,21 @@ def count_classes(name: str, *, root: str | Path | None) -> int:
 def _expect_labelled(name: str) -> None:
     if name not in get_args(LabelledName):
         raise InputError(f"data must be one of the labelled sets {', '.join(get_args(LabelledName))}, got {name!r}")
+
+
+def _open_images(name: str, split: Split, root: str | Path | None, **options: Any) -> tuple[data.Images, bool]:
+    """Return the images of a split and their labels, or of a whole set without splits, and which of these it is."""
+    dataset, has_split = (None, False) if name in _INDEXED else _open(name, split, root)
+    images = data.load(name, root=root, **options) if dataset is None else data.from_dataset(dataset, **options)
+    if images.labels is None:
+        raise _no_labels(name, root)
+    return images, has_split
+
+
+def _no_labels(name: str, root: str | Path | None) -> InputError:
+    remedy = {"wds": ": each image needs a .cls", "hf": f": each row needs an integer in {', '.join(LABEL_COLUMNS)}"}
+    where = "" if root is None else f" in {root}"
+    return InputError(f"the images of {name!r}{where} have no labels{remedy.get(name, '')}")
 
 
 def _open(name: str, split: Split, root: str | Path | None) -> tuple[Any, bool]:

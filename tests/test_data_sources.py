@@ -49,7 +49,7 @@ def test_links_are_followed_and_cycles_end(tmp_path):
 
 def test_every_dataset_name_has_a_reader():
     assert get_args(_choices.DatasetName) == data.DATASETS
-    assert {*_sources._READERS, "lsun"} == set(data.DATASETS)
+    assert {*_sources._READERS, "lsun", "wds", "hf"} == set(data.DATASETS)
 
 
 def test_digits_are_those_of_scikit_learn():

@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError
 from rich.console import Console
 
 import dcgan
+from dcgan.cli._arguments import locate_data
 from dcgan.cli._bench import bench
 from dcgan.cli._convert import convert, export
 from dcgan.cli._dedup import dedup
@@ -23,6 +24,7 @@ from dcgan.cli._latents import arithmetic, project, walk
 from dcgan.cli._migration import translate
 from dcgan.cli._models import models
 from dcgan.cli._options import read_recipe_file
+from dcgan.cli._pack import pack
 from dcgan.cli._processes import process_count, process_rank
 from dcgan.cli._push import push
 from dcgan.cli._recipes import recipes
@@ -34,12 +36,11 @@ app = App(
     name="dcgan",
     help="Deep convolutional GANs: train them, and generate images with them.",
     version=dcgan.__version__,
-    console=Console(quiet=process_rank() > 0),
-    error_console=Console(stderr=True, quiet=process_rank() > 0),
+    error_console=Console(stderr=True),
 )
 app.command(train, config=read_recipe_file)
 _COMMANDS: list[Callable[..., int]] = [recipes, models, generate, walk, arithmetic, project, explore, visualize]
-_COMMANDS += [features, dedup, evaluate, convert, export, push, bench]
+_COMMANDS += [features, dedup, pack, evaluate, convert, export, push, bench]
 for _command in _COMMANDS:
     app.command(_command)
 
@@ -54,8 +55,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     rank = process_rank()  # of several processes, the first one reports what happens to all of them
     try:
-        _refuse_old_names(sys.argv[1:] if arguments is None else arguments)
-        code: int = app(arguments, exit_on_error=False, result_action="return_value") or 0
+        arguments = locate_data(sys.argv[1:] if arguments is None else arguments)
+        _refuse_old_names(arguments)
+        code: int = (
+            app(
+                arguments,
+                console=Console(quiet=True) if rank else None,
+                print_error=not rank,
+                exit_on_error=False,
+                result_action="return_value",
+            )
+            or 0
+        )
     except CycloptsError:
         return 2  # cyclopts has printed it
     except UsageError as error:

@@ -1,5 +1,7 @@
 """What several commands do with their arguments: load the model, and refuse to overwrite files."""
 
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,3 +34,33 @@ def expect_new(*paths: Path, force: bool) -> None:
     """Check that no file is there yet, unless it is to be overwritten."""
     if not force and (existing := next((path for path in paths if path.exists()), None)):
         raise UsageError(f"{existing} exists: --force overwrites it")
+
+
+def locate_data(arguments: list[str]) -> list[str]:
+    """Write `--data wds:PATTERN` and `--data hf:NAME` as `--data` and `--root`.
+
+    Raises:
+        UsageError: If the place is missing or given twice, or the shell has written out the braces of a pattern.
+    """
+    words: list[str] = []
+    for word in arguments:
+        words += word.split("=", 1) if word.startswith("--data=") else [word]
+    for option, (before, word) in enumerate(pairwise(words)):
+        if before != "--data" or (found := re.fullmatch(r"(wds|hf):(.*)", word, re.DOTALL)) is None:
+            continue
+        name, place = found.groups()
+        rest = words[option + 2 :]
+        if not place:
+            what = (
+                "shards, as in 'wds:train-{000000..000099}.tar'" if name == "wds" else "a dataset, as in hf:owner/name"
+            )
+            raise UsageError(f"--data {name}: names {what}")
+        if rest and rest[0].startswith("wds:"):
+            raise UsageError(
+                "--data takes one pattern, but the shell has written out its braces: quote it, as in "
+                "--data 'wds:train-{000000..000099}.tar'"
+            )
+        if any(other.partition("=")[0] == "--root" for other in words):
+            raise UsageError(f"--data {word} says where the data are: omit --root")
+        return [*words[: option + 1], name, "--root", place, *rest]
+    return arguments

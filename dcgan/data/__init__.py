@@ -14,12 +14,20 @@ from dcgan._errors import InputError
 from dcgan.data._batches import Batches
 from dcgan.data._datasets import DatasetItems, MapDataset
 from dcgan.data._decoding import Decoder, natural_shape
+from dcgan.data._hub import open_hub
 from dcgan.data._images import BadImages, Images, StreamedImages
 from dcgan.data._packing import load_packed
+from dcgan.data._shards import IndexedSource, open_shards
 from dcgan.data._sources import DATASETS, Source, open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+_NEEDS_ROOT = {
+    "folder": "the folder of images",
+    "wds": "the shards, such as train-{000000..000099}.tar, or a folder of them",
+    "hf": "a name on the Hugging Face Hub, or a folder that its datasets library reads",
+}
 
 __all__ = ["DATASETS", "BadImages", "Batches", "Images", "cache_folder", "from_dataset", "load"]
 
@@ -45,8 +53,11 @@ def load(
     need neither files nor network; the others are read under `root`, where torchvision downloads those that it can.
 
     Args:
-        name: One of `DATASETS`; "folder" is any folder of images, at any depth.
-        root: Where datasets are kept, by default `sets` in `cache_folder()`; for "folder", the folder itself.
+        name: One of `DATASETS`; "folder" is any folder of images, at any depth, "wds" shards in the layout of
+            WebDataset, "hf" a dataset that Hugging Face's library reads; the labels of these two are kept.
+        root: Where datasets are kept, by default `sets` in `cache_folder()`; for "folder", the folder itself; for
+            "wds", a pattern such as `train-{000000..000099}.tar`, or a folder of shards; for "hf", a folder, or a name
+            on the Hub.
         image_size: `(H, W)`, or the side of a square.
         channels: K: 1 grey or 3 RGB, composited over white where an image is transparent; 4 RGBA.
         resize: "crop" scales an image to cover `image_size` and keeps the centre; "squash" scales each side.
@@ -64,17 +75,20 @@ def load(
         BadImages: If images are unreadable; it lists them all. Without a packed file, `Images.batch` raises it.
         ValueError: If an argument is out of its range.
         FileNotFoundError: If the dataset is not under `root` and cannot be downloaded, and the message says how to get
-            it; or if there is no home folder and none of `root`, `cache_dir` and `$DCGAN_CACHE` takes its place.
+            it; if a shard is missing; or if there is no home folder and none of `root`, `cache_dir` and `$DCGAN_CACHE`
+            takes its place.
         NotADirectoryError: If `root` is a file.
         PermissionError: If `root`, a folder in it or that of packed files may not be read.
-        ImportError: If the package lmdb, which lsun needs, is missing.
+        ImportError: If a package is missing: lmdb, which lsun needs, or datasets, which hf needs.
         OSError: If the packed file does not fit on its disk. `Images.batch` raises it when the check of a large packed
             file, which goes on after `load`, finds it damaged.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
-    _expect_options(image_size, channels, resize, workers, max_pixels, cache=cache, cache_dir=cache_dir, skip_bad=skip_bad)
-    if name == "folder" and root is None:
-        raise InputError("the dataset 'folder' needs root, the folder of images")
+    _expect_options(
+        image_size, channels, resize, workers, max_pixels, cache=cache, cache_dir=cache_dir, skip_bad=skip_bad
+    )
+    if name in _NEEDS_ROOT and root is None:
+        raise InputError(f"the dataset {name!r} needs root, {_NEEDS_ROOT[name]}")
     if name in ("digits", "fake") and root is not None:
         raise InputError(f"the dataset {name!r} takes no root, got {root}: 'folder' reads the images of a folder")
 
@@ -82,11 +96,26 @@ def load(
         root = Path()
     elif root is None:
         root = cache_folder() / "sets"
-    decoder = Decoder(open_source(name, _expand(root), classes), _sides(image_size), channels, resize, max_pixels)
+    if name in ("wds", "hf") and not classes:
+        source: Source = open_indexed(name, root, cache_dir)
+    else:
+        source = open_source(name, _expand(root), classes)
+    decoder = Decoder(source, _sides(image_size), channels, resize, max_pixels)
     if not cache:
         return StreamedImages(decoder, workers)
     fingerprint = decoder.source.fingerprint()
     return load_packed(cache_folder(cache_dir), decoder, fingerprint, workers, progress, skip_bad=skip_bad)
+
+
+def open_indexed(name: str, root: str | Path, cache_dir: str | Path | None) -> IndexedSource:
+    """Return the dataset "wds" or "hf" at `root`, whose labels are known without its images.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is damaged, or of another kind.
+        ImportError: If the package datasets, which hf needs, is missing.
+    """
+    return open_shards(_expand(root), cache_folder(cache_dir)) if name == "wds" else open_hub(_expand(root))
 
 
 def from_dataset(
@@ -148,7 +177,9 @@ def from_dataset(
     height, width, natural_channels = natural_shape(items.first)
     image_size = (height, width) if image_size is None else image_size
     channels = natural_channels if channels is None else channels
-    _expect_options(image_size, channels, resize, workers, max_pixels, cache=cache, cache_dir=cache_dir, skip_bad=skip_bad)
+    _expect_options(
+        image_size, channels, resize, workers, max_pixels, cache=cache, cache_dir=cache_dir, skip_bad=skip_bad
+    )
     source = Source(items.name, Path(), (), lambda _: items, description=items.describe(), labels=items.labels)
     decoder = Decoder(source, _sides(image_size), channels, resize, max_pixels)
     if not cache:
@@ -209,4 +240,10 @@ def _expect_options(
     if skip_bad and not cache:
         raise InputError("skip_bad needs cache=True: only packing looks at every image before the run")
     if cache_dir is not None and not cache:
-        raise InputError(f"cache_dir {cache_dir} is for packed files, which cache=False leaves out: omit one of the two")
+        raise InputError(
+            f"cache_dir {cache_dir} is for packed files, which cache=False leaves out: omit one of the two"
+        )
+    if cache_dir is not None and not cache:
+        raise InputError(
+            f"cache_dir {cache_dir} is for packed files, which cache=False leaves out: omit one of the two"
+        )

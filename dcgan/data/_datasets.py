@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Key = str | int  # a column of a mapping, or a position in a tuple
 
-_LABEL_COLUMNS = ("label", "labels", "target", "class")
+LABEL_COLUMNS = ("label", "labels", "target", "class")
 _SAMPLE_SIZE = 32
 
 
@@ -293,7 +293,7 @@ def _find_label(name: str, item: Any, image_key: Key | None, key: Key | None) ->
     fields = _fields(item)
     if key is None:
         following = (image_key + 1,) if isinstance(image_key, int) else ()
-        candidates: tuple[Key, ...] = _LABEL_COLUMNS if isinstance(item, Mapping) else following
+        candidates: tuple[Key, ...] = LABEL_COLUMNS if isinstance(item, Mapping) else following
         return next((field for field in candidates if fields and _is_integer(fields.get(field))), None)
     if fields is None:
         raise InputError(f"label_key is for items that are mappings or tuples, but {name} is {_describe(item)}")

@@ -18,7 +18,7 @@ import numpy as np
 
 from dcgan._errors import InputError
 from dcgan.data._formats import HEIF_REMEDY, formats_of
-from dcgan.data._sources import UnreadableImage
+from dcgan.data._sources import EncodedImage, UnreadableImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -33,6 +33,7 @@ MACHINE_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 
 # Unreadable metadata do not matter to readable pixels.
 _METADATA_ERRORS = (SyntaxError, ValueError, KeyError, TypeError, struct.error)
+_PORTABLE = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 
@@ -89,7 +90,7 @@ class Decoder:
     def _decode(self, item: Item) -> np.ndarray:
         from PIL import Image
 
-        path = item if isinstance(item, str) else None
+        path = item if isinstance(item, str) else item.name if isinstance(item, EncodedImage) else None
         try:
             if isinstance(item, np.ndarray):
                 return self._resize(_convert_mode(Image.fromarray(np.ascontiguousarray(item)), self.channels))
@@ -97,10 +98,12 @@ class Decoder:
                 image = item.copy()  # the dataset may hold the original, which another thread may be reading
                 _load_upright(image, 2 * max(self.image_size), self.max_pixels)
                 return self._resize(_convert_mode(image, self.channels))
-            if path is not None and not Path(path).is_file():
+            if isinstance(item, str) and not Path(item).is_file():
                 # Checked first, since opening a named pipe would block forever.
                 raise InputError("is not a file")  # noqa: TRY301 - for the last handler below
             # Read at once: each of Pillow's many small reads would release the interpreter's lock.
+            if isinstance(item, EncodedImage):
+                item = item.content
             encoded = item if isinstance(item, bytes) else Path(item).read_bytes()
             with _open_image(encoded, path) as image:
                 _load_upright(image, 2 * max(self.image_size), self.max_pixels)
@@ -143,6 +146,27 @@ def natural_shape(image: np.ndarray | PilImage) -> tuple[int, int, int]:
             height, width = width, height
     grey = image.mode in {"1", "L", "LA", "La"} or image.mode.startswith(("I", "F"))
     return height, width, 1 if grey else 4 if image.mode in {"RGBA", "RGBa"} else 3
+
+
+def to_portable(encoded: bytes, path: str, max_pixels: int | None) -> tuple[str, bytes]:
+    """Return a readable image in a format that other programs read too, with the ending of its name.
+
+    JPEG, PNG and WebP stay as they are; others become PNG of the same pixels, upright, in 8 bits.
+
+    Args:
+        encoded: The image file.
+        path: Where it comes from.
+        max_pixels: As for `Decoder`.
+    """
+    with _open_image(encoded, path) as image:
+        if (ending := _PORTABLE.get(image.format or "")) is not None:
+            return ending, encoded
+        _load_upright(image, 1, max_pixels)
+        channels = 4 if image.has_transparency_data else min(natural_shape(image)[2], 3)
+        png = io.BytesIO()
+        # Without the metadata, of which an orientation would turn the image once more.
+        _convert_mode(image, channels).save(png, "PNG", exif=b"", icc_profile=None)
+        return ".png", png.getvalue()
 
 
 def _open_image(encoded: bytes, path: str | None) -> PilImage:

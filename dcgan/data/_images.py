@@ -5,11 +5,13 @@ Shapes: N images, B a batch of them, K channels, H and W their sides.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+import mmap
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
     from dcgan.data._decoding import Decoder
     from dcgan.data._integrity import IntegrityCheck
+
+
+_ADVISED_BYTES = 2**30  # of a packed file: smaller ones are in memory soon
 
 
 class Images(Protocol):
@@ -122,7 +127,7 @@ class PackedImages(_SingleImages):
         self,
         path: Path,
         name: str,
-        array: np.ndarray,
+        array: np.memmap,
         labels: np.ndarray | None,
         skipped: list[tuple[str, str]],
         left_out: dict[str, int],
@@ -133,16 +138,20 @@ class PackedImages(_SingleImages):
         self.skipped, self.left_out = skipped, left_out
         self.image_size: tuple[int, int] = (array.shape[1], array.shape[2])
         self.channels: int = array.shape[3]
-        self._array = np.asarray(array)  # (N, H, W, K); indexing an np.memmap is slower
+        self._map(array)
         self._check: IntegrityCheck | None = check
+
+    def _map(self, array: np.memmap) -> None:
+        self._array = np.asarray(array)  # (N, H, W, K); indexing an np.memmap is slower
+        self._ahead = _ReadAhead(array) if array.nbytes >= _ADVISED_BYTES and hasattr(mmap, "MADV_RANDOM") else None
 
     def __getstate__(self) -> dict[str, Any]:
         # Mapped anew from the path, not copied into each process, nor checked there.
-        return vars(self) | {"_array": None, "_check": None, "fingerprint": self.fingerprint}
+        return vars(self) | {"_array": None, "_ahead": None, "_check": None, "fingerprint": self.fingerprint}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._array = np.asarray(np.load(state["path"], mmap_mode="r"))
+        self._map(np.load(state["path"], mmap_mode="r"))
 
     def __len__(self) -> int:
         return len(self._array)
@@ -154,6 +163,8 @@ class PackedImages(_SingleImages):
     def batch(self, indices: np.ndarray) -> torch.Tensor:
         if self._check is not None:
             self._check.raise_if_damaged()
+        if self._ahead is not None:
+            self._ahead(indices)
         return channels_first(self._array[indices])
 
     def finish_check(self) -> None:
@@ -161,6 +172,32 @@ class PackedImages(_SingleImages):
         if self._check is not None:
             self._check.wait()
             self._check.raise_if_damaged()
+
+
+class _ReadAhead:
+    """Reads images of a mapped file that may be larger than memory: these pages, all at once, and no others.
+
+    Left to itself, the system reads what is around each page that is touched, up to megabytes for a few kilobytes, and
+    waits for it before the next is touched.
+
+    Args:
+        array: The mapped file, `(N, H, W, K)`.
+    """
+
+    def __init__(self, array: np.memmap) -> None:
+        self._mapping = cast("mmap.mmap", array.base)
+        self._start = array.offset % mmap.ALLOCATIONGRANULARITY  # of the images in the mapping
+        self._stride = array.strides[0]
+        self._advise(mmap.MADV_RANDOM, 0, len(self._mapping))
+
+    def __call__(self, indices: np.ndarray) -> None:
+        for start in (self._start + indices * self._stride).tolist():
+            page = start // mmap.PAGESIZE * mmap.PAGESIZE
+            self._advise(mmap.MADV_WILLNEED, page, start + self._stride - page)
+
+    def _advise(self, advice: int, start: int, length: int) -> None:
+        with contextlib.suppress(OSError):  # as a file system may answer: the images are read all the same
+            self._mapping.madvise(advice, start, length)
 
 
 class StreamedImages(_SingleImages):
@@ -193,7 +230,7 @@ class StreamedImages(_SingleImages):
     @cached_property
     def labels(self) -> np.ndarray | None:
         source = self._decoder.source
-        if source.labels is not None:
+        if source.labels is not None and not source.labels_known:
             for index in range(len(self)):
                 try:
                     _ = source.items[index]

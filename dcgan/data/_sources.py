@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeAlias, get_args
 
 import numpy as np
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
     # One image: a path, an encoded file, uint8 pixels (h, w), (h, w, 3) or (h, w, 4), or an image of Pillow.
-    Item = str | bytes | EncodedImage | np.ndarray | PilImage
+    Item: TypeAlias = "str | bytes | EncodedImage | np.ndarray | PilImage"
 
 DATASETS: tuple[str, ...] = get_args(DatasetName)
 """The names that `load` knows."""

@@ -1,0 +1,207 @@
+"""Write a folder of images into shards, tar archives in the layout of WebDataset.
+
+The shards of a folder are the same, byte for byte, wherever and whenever they are written with the same Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import shutil
+import tarfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from dcgan._files import atomic_write
+from dcgan.data._decoding import Decoder, to_portable
+from dcgan.data._images import BadImages
+from dcgan.data._packing import prefetch
+from dcgan.data._sources import open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from dcgan.data._sources import Source
+
+_SIDE = 64  # at which an image is decoded, to see whether it can be
+_CLASSES = "classes.txt"
+
+
+class WrittenShards(NamedTuple):
+    """What was written.
+
+    Attributes:
+        pattern: The shards, as `dcgan train --data wds:` takes them.
+        images: Number of images.
+        classes: The names of the classes, in the order of their numbers; none without class folders.
+        skipped: `(file, reason)` of each unreadable image.
+    """
+
+    pattern: Path
+    images: int
+    classes: list[str]
+    skipped: list[tuple[str, str]]
+
+
+def write_shards(
+    root: Path,
+    out: Path,
+    *,
+    shard_size: int,
+    workers: int,
+    skip_bad: bool = False,
+    max_pixels: int | None = None,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> WrittenShards:
+    """Write the images in and below a folder, in the order of their paths, into a new folder of shards.
+
+    JPEG, PNG and WebP keep their bytes; other formats, which not every reader of shards knows, become PNG of the same
+    pixels. Where all images are in at least two folders, these are the classes, numbered in the order of their names
+    and named, one a line, in `classes.txt`. The folder `out` appears when all is written, or not at all.
+
+    Args:
+        root: The images.
+        out: The folder of shards.
+        shard_size: Number of images in a shard.
+        workers: Threads that decode images, to see whether they can be read.
+        skip_bad: Leave out unreadable images instead of raising.
+        max_pixels: Refuse larger images, as for `load`.
+        force: Replace the shards in `out`.
+        progress: Called as `progress(done, total)`.
+
+    Raises:
+        BadImages: If images are unreadable and `skip_bad` is false, or if all are.
+        FileNotFoundError: If there is no such folder, or no image in it.
+        FileExistsError: If `out` exists and `force` is false, it holds something else than shards, or another process
+            is writing it.
+        OSError: If the shards do not fit on their disk.
+    """
+    from filelock import FileLock, Timeout
+
+    source = open_source("folder", root)
+    classes, labels = _classes(source, root)
+    _expect_replaceable(out, force=force)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise FileExistsError(f"another process is writing shards to {out}") from error
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
+        temporary.mkdir()
+        readable = _Readable(source, labels, workers, max_pixels, progress)
+        shards = _write_all(temporary, readable, shard_size)
+        if readable.failures and (not skip_bad or not readable.count):
+            raise BadImages(readable.failures, nothing_left=not readable.count)
+        if classes:
+            with atomic_write(temporary / _CLASSES) as file:
+                file.write("".join(f"{name}\n" for name in classes).encode())
+        _expect_replaceable(out, force=force)  # decoding may have taken minutes
+        _move(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+    name = _shard_name(0) if shards == 1 else f"shard-{{000000..{shards - 1:06d}}}.tar"
+    return WrittenShards(out / name, readable.count, classes, readable.failures)
+
+
+def _classes(source: Source, root: Path) -> tuple[list[str], list[int] | None]:
+    """Return the names of the class folders, and the class of each image; none where there are no such folders."""
+    parts = [Path(source.label(index)).relative_to(root).parts for index in range(len(source.items))]
+    classes = sorted({part[0] for part in parts})
+    if len(classes) < 2 or any(len(part) == 1 for part in parts):
+        return [], None
+    numbers = {name: number for number, name in enumerate(classes)}
+    return classes, [numbers[part[0]] for part in parts]
+
+
+def _expect_replaceable(out: Path, *, force: bool) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise FileExistsError(f"{out} is a file: --out takes a new folder")
+    files = [path.name for path in out.iterdir()]
+    if other := next((name for name in files if name != _CLASSES and not name.endswith(".tar")), None):
+        raise FileExistsError(f"{out} holds {other}, which is no shard: --out takes a new folder")
+    if files and not force:
+        raise FileExistsError(f"{out} exists: --force replaces the shards in it")
+
+
+class _Readable:
+    """The readable images of a folder, as `(label, ending, bytes)`, and how many there were of them and of others."""
+
+    def __init__(
+        self,
+        source: Source,
+        labels: list[int] | None,
+        workers: int,
+        max_pixels: int | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._decoder = Decoder(source, (_SIDE, _SIDE), 3, "crop", max_pixels)
+        self._labels, self._workers, self._progress = labels, workers, progress
+        self.failures: list[tuple[str, str]] = []
+        self.count = 0
+
+    def __iter__(self) -> Iterator[tuple[int | None, str, bytes]]:
+        total = len(self._decoder.source.items)
+        with warnings.catch_warnings(), ThreadPoolExecutor(self._workers) as executor:
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # as when they are decoded for training
+            results = prefetch(executor, self._read, range(total), depth=2 * self._workers)
+            for index, (encoded, failures) in enumerate(results):
+                self.failures += failures
+                if self._progress is not None:
+                    self._progress(index + 1, total)
+                if encoded is not None:
+                    self.count += 1
+                    yield (None if self._labels is None else self._labels[index], *encoded)
+
+    def _read(self, index: int) -> tuple[tuple[str, bytes] | None, list[tuple[str, str]]]:
+        if failures := self._decoder([index]).failures:
+            return None, failures
+        path = self._decoder.source.label(index)
+        return to_portable(Path(path).read_bytes(), path, self._decoder.max_pixels), []
+
+
+def _write_all(folder: Path, readable: Iterable[tuple[int | None, str, bytes]], shard_size: int) -> int:
+    """Write images into shards, and return the number of these."""
+    samples, shards = enumerate(readable), 0
+    for first in samples:
+        with (
+            atomic_write(folder / _shard_name(shards)) as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
+            for number, (label, ending, content) in itertools.chain([first], itertools.islice(samples, shard_size - 1)):
+                if label is not None:
+                    _add(tar, f"{number:06d}.cls", f"{label}".encode())
+                _add(tar, f"{number:06d}{ending}", content)
+        shards += 1
+    return shards
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # of no owner, in 1970
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _move(temporary: Path, out: Path) -> None:
+    """Rename a folder to `out`, in whose place there may be one already."""
+    if not out.exists():
+        temporary.rename(out)
+        return
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    out.rename(old)
+    temporary.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
