@@ -1,16 +1,28 @@
 """Several processes train one pair of networks. Each process checks its own side; the first failure is raised here."""
 
 import copy
+import os
+import random
+import signal
+import sys
+import time
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from distributed_commands import finish, start, workers
 from processes import run_in_processes
+from small_runs import TINY as RECIPE
+from small_runs import computed, listing, records
 from torch import nn
 
-from dcgan import Discriminator, Generator, Trainer
+from dcgan import Discriminator, Generator, Trainer, _distributed, checkpoint, cli, data
+from dcgan._errors import InputError
+from dcgan.ema import estimate_batchnorm_statistics
 from dcgan.latents import derive_seed
 from dcgan.losses import LOSSES
+from dcgan.run import CollapseError, Run
 
 TINY = {"image_size": 16, "channels": 1, "base_channels": 4}
 STEPS = 4
@@ -43,10 +55,11 @@ def expect_the_same_everywhere(trainer):
 
 def equal_to_one_process(rank, processes, references, in_shards):
     """N processes with parts of a batch do what one does with all of it, whatever weights they start from."""
-    for options, expected in references:
+    for options, expected, expected_metrics in references:
         trainer = Trainer(*networks("none", seed=1 + rank), **options)
-        for batch in joint_batches(processes):
-            trainer.step(batch.chunk(processes)[rank])
+        for batch, metrics in zip(joint_batches(processes), expected_metrics, strict=True):
+            found = trainer.step(batch.chunk(processes)[rank])
+            torch.testing.assert_close(found, metrics, rtol=0, atol=1e-10)
             expect_the_same_everywhere(trainer)
         for ours, one in zip(tensors(trainer), expected, strict=True):
             torch.testing.assert_close(ours, one, rtol=0, atol=1e-10)
@@ -54,6 +67,8 @@ def equal_to_one_process(rank, processes, references, in_shards):
     with_batchnorm(rank, processes, in_shards)
     wrapped(rank, processes)
     with_other_parts(rank, processes)
+    finding_the_same(rank)
+    estimating_alone(rank)
     drawing_apart(rank)
     of_other_shapes(rank)
 
@@ -155,6 +170,36 @@ def with_other_parts(rank, processes):
     assert moved == [True, True, False]
 
 
+def finding_the_same(rank):
+    """What goes wrong in one process is found in all, by each alone."""
+    trainer = Trainer(*networks("batch"))
+    batch = joint_batches(1)[0]
+    trainer.step(batch * float("nan") if rank else batch)
+    with pytest.raises(FloatingPointError, match="step 0: the real images turned non-finite"):
+        trainer.check()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dcgan._monitor._STEPS_TO_WARN", 3)
+        patch.setattr("dcgan._monitor._ALIKE", 0.9)  # not in the second process alone, but on average
+        monitor = Trainer(*networks("none"))._monitor
+        for _ in range(3):
+            monitor.record(torch.tensor(0), batch, batch * rank, {"d_loss": torch.tensor(float(rank))})
+        assert monitor.find_collapse().startswith("for 3 steps, the images that were generated for a batch")
+
+
+def estimating_alone(rank):
+    """Statistics of a synchronised norm are estimated in one process, as those of any other, without waiting."""
+    if rank:
+        return
+    generator, _ = networks("batch")
+    latents = torch.randn(4, 8, 6, dtype=torch.float64)
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(generator))
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronized.modules())
+    for network in (generator, synchronized):
+        estimate_batchnorm_statistics(network, latents)
+    for ours, reference in zip(synchronized.buffers(), generator.buffers(), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=0, atol=1e-12)
+
+
 def drawing_apart(rank):
     """Latents, augmentations and dropout are other numbers in each process."""
     latents, images, dropped = [], [], []
@@ -182,9 +227,8 @@ def test_processes_train_as_one_on_the_joint_batch(processes):
     references = []
     for options in ({}, {"schedule": "alternate", "weight_decay": 1e-3}, {"r1": 0.5, "max_grad_norm": 0.1}):
         trainer = Trainer(*networks("none"), **options)
-        for batch in joint_batches(processes):
-            trainer.step(batch)
-        references.append((options, [tensor.detach() for tensor in tensors(trainer)]))
+        metrics = [trainer.step(batch) for batch in joint_batches(processes)]
+        references.append((options, [tensor.detach() for tensor in tensors(trainer)], metrics))
     run_in_processes(equal_to_one_process, processes, processes, references, trained_in_shards(processes))
 
 
@@ -203,3 +247,199 @@ def test_processes_that_train_alone_are_noticed(monkeypatch, caplog):
     monkeypatch.setenv("WORLD_SIZE", "2")
     Trainer(*networks("batch"))
     assert "WORLD_SIZE is 2, but there is no process group" in caplog.text
+
+
+# Without norms, and without noise of augmentations, processes compute what one does, up to rounding.
+PLAIN = RECIPE.replace(norm="none", augment=(), steps=6, batch_size=60, log_every=2, sample_every=3, save_every=3)
+
+
+def train(recipe, folder, stop=None):
+    """Start a run, or go on with one, to its last step or to step `stop`; return it."""
+    run = Run.resume(folder) if folder.exists() else Run.start(recipe, folder)
+    dist.is_initialized() and dist.barrier()
+    for _ in run.train():
+        if run.trainer.steps == stop:
+            run.save()
+            break
+    run.close()
+    dist.is_initialized() and dist.barrier()
+    return run
+
+
+def running(rank, processes, folder):
+    """The first process writes what one would; runs go on exactly, and with another number of processes."""
+    torch.set_num_threads(1)
+    run = train(PLAIN, folder / "several")
+    assert run._writes == (rank == 0)
+    train(PLAIN, folder / "begun", stop=3)
+    train(PLAIN, folder / "one-then-several")
+    exact = RECIPE.replace(steps=8, batch_size=60, log_every=3, sample_every=4, save_every=4, eval_every=4)
+    train(exact, folder / "unbroken")
+    train(exact, folder / "stopped", stop=5)
+    train(exact, folder / "stopped")
+    refusing(rank, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dcgan._monitor._STEPS_TO_WARN", 3)
+        patch.setattr("dcgan._monitor._ALIKE", 1e9)
+        run = Run.start(PLAIN.replace(on_collapse="stop", log_every=1), folder / "collapsed")
+        with pytest.raises(CollapseError, match="stopped and saved at step 3"):
+            list(run.train())
+        run.close()
+
+
+def refusing(rank, folder):
+    """What one process cannot accept is refused by all."""
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the number of processes, 2, got 61"):
+        Run.start(PLAIN.replace(batch_size=61), folder / "odd")
+    with pytest.raises(ValueError, match="sync_batchnorm needs GPUs"):
+        Run.start(PLAIN.replace(norm="batch", sync_batchnorm=True), folder / "synchronized")
+    with pytest.raises(ValueError, match="device must be auto, cpu or cuda in several processes.*got 'cuda:1'"):
+        Run.start(PLAIN.replace(device="cuda:1"), folder / "other")
+    taken = (FileExistsError, ValueError)[rank]
+    with pytest.raises(taken, match="several exists: continue with --resume"):
+        Run.start(PLAIN, folder / "several")
+    (folder / f"only-{rank}").mkdir()
+    missing = PLAIN.replace(data="folder", root=folder / "nowhere" if rank else None, image_size=16)
+    message = "needs root" if rank == 0 else "nowhere"
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        Run.start(missing, folder / "missing")
+    with pytest.raises(InputError, match="only this") if rank else pytest.raises(InputError, match="process 1: only"):  # noqa: SIM117
+        with _distributed.fail_together():
+            if rank:
+                raise InputError("only this")
+    assert not {"odd", "synchronized", "other", "missing"} & {path.name for path in folder.iterdir()}
+
+
+def weights(folder):
+    state = checkpoint.load(checkpoint.list_states(folder / "state")[-1])["trainer"]
+    return [state["steps"], *state["ema"].values(), *state["discriminator"].values()]
+
+
+def test_runs_of_several_processes(tmp_path):
+    unbroken = train(PLAIN, tmp_path / "one").folder
+    train(PLAIN, tmp_path / "one-then-several", stop=3)
+    data.load("digits", image_size=16, channels=1)
+    run_in_processes(running, 2, 2, tmp_path)
+    train(PLAIN, tmp_path / "begun")
+    for name in ("several", "begun", "one-then-several"):
+        folder = tmp_path / name
+        assert listing(folder) == listing(unbroken), name
+        torch.testing.assert_close(weights(folder), weights(unbroken), rtol=1e-3, atol=1e-4)
+        for ours, reference in zip(records(folder), records(unbroken), strict=True):
+            ours.pop("images_per_second"), reference.pop("images_per_second")
+            assert ours == pytest.approx(reference, abs=1e-3)
+    assert computed(tmp_path / "stopped") == computed(tmp_path / "unbroken")
+    assert [path.name for path in checkpoint.list_states(tmp_path / "collapsed/state")][-1] == "step-000003.pt"
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_parts_of_a_batch_are_the_batch(processes):
+    images = data.load("digits", image_size=8, channels=1)
+    options = {"seed": 5, "flip": True, "start": 7}
+    whole = iter(data.Batches(images, 12, **options))
+    parts = [iter(data.Batches(images, 12, **options, rank=rank, processes=processes)) for rank in range(processes)]
+    for _ in range(3):
+        np.testing.assert_array_equal(np.concatenate([next(part) for part in parts]), next(whole))
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the number of processes, 5, got 12"):
+        data.Batches(images, 12, processes=5)
+    with pytest.raises(ValueError, match="rank must be from 0 to 1"):
+        data.Batches(images, 12, rank=2, processes=2)
+
+
+def test_all_but_the_first_process_are_silent(monkeypatch, capfd, tmp_path):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "TORCHELASTIC_RUN_ID": "x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    for arguments in (["train", "--stesp", "3"], ["train"], ["models"], ["evaluate", "x"]):
+        assert cli.main(arguments) == 2
+        assert capfd.readouterr() == ("", "")
+    assert cli.main(["train", "--help"]) == 0
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    assert cli.main(["evaluate", "x"]) == 2
+    assert "evaluate runs in one process, and torchrun has started 2" in capfd.readouterr().err
+    assert cli.main(["train"]) == 2
+    assert "torchrun --max-restarts needs --out" in capfd.readouterr().err
+
+
+# Under torchrun, on Linux. The processes import torch, which takes longer than what they do.
+linux = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+COMMAND = ["train", "--base-channels", 4, "--image-size", 16, "--batch-size", 60, "--samples", 4, "--device", "cpu"]
+COMMAND += ["--save-every", 5, "--log-every", 5, "--sample-every", 10, "--eval-every", "none", "--keep", 2]
+
+
+def wait_for_state(folder, step, launcher):
+    deadline = time.monotonic() + 240
+    while not any(int(path.stem[5:]) >= step for path in checkpoint.list_states(folder / "state")):
+        assert launcher.poll() is None, launcher.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@linux
+def test_processes_that_are_killed_are_started_again_and_end_as_if_they_had_not(tmp_path):
+    finish(start(*COMMAND, "--steps", 60, "--out", tmp_path / "unbroken"))
+    folder, random_choice = tmp_path / "killed", random.Random(0)
+    launcher = start(*COMMAND, "--steps", 60, "--out", folder, restarts=3)
+    for step in (5, 20, 40):
+        wait_for_state(folder, step, launcher)
+        time.sleep(random_choice.random() / 5)
+        os.kill(random_choice.choice(workers(launcher)), signal.SIGKILL)
+        time.sleep(2)
+    code, out, err = finish(launcher)
+    assert code == 0, err
+    assert out.count("trained 60 steps") == 1
+    assert computed(folder) == computed(tmp_path / "unbroken")
+    code, out, _ = finish(start(*COMMAND, "--steps", 60, "--out", folder, restarts=1))
+    assert code == 0
+    assert "has completed all of its 60 steps" in out
+
+
+@pytest.mark.slow
+@linux
+@pytest.mark.parametrize("receiver", ["torchrun", "one process"])
+def test_a_signal_saves_once_and_ends_all_processes_at_the_same_step(receiver, tmp_path):
+    folder = tmp_path / "run"
+    launcher = start(*COMMAND, "--steps", 100_000, "--out", folder)
+    wait_for_state(folder, 5, launcher)
+    os.kill(launcher.pid if receiver == "torchrun" else workers(launcher)[1], signal.SIGTERM)
+    code, out, err = finish(launcher)
+    assert code != 0
+    assert out.count("stopped at step") == 1, err
+    assert "torchrun --nproc-per-node 2 -m dcgan train --resume" in out
+    last = checkpoint.list_states(folder / "state")[-1]
+    assert f"stopped at step {int(last.stem[5:])} of" in out
+    assert "another process has ended" not in err
+    code, out, err = finish(start("train", "--resume", folder, "--steps", int(last.stem[5:]) + 2, processes=4))
+    assert code == 0, err
+    assert "in 4 processes of 15" in out
+
+
+@pytest.mark.slow
+@linux
+def test_a_process_that_dies_ends_the_others(tmp_path):
+    launcher = start(*COMMAND, "--steps", 100_000, "--out", tmp_path / "run")
+    wait_for_state(tmp_path / "run", 5, launcher)
+    os.kill(workers(launcher)[1], signal.SIGKILL)
+    code, _, err = finish(launcher, seconds=60)
+    assert code == 1
+    assert "dcgan: another process has ended, or does not answer" in err
+    assert "exitcode  : -9" in err
+
+
+@pytest.mark.slow
+def test_processes_generate_the_images_of_one(tmp_path):
+    Generator(image_size=16, channels=1, base_channels=4).save_pretrained(tmp_path / "model")
+    options = ["generate", tmp_path / "model", "-n", 70, "--batch-size", 16, "--seed", 3, "--start", 5]
+    assert cli.main([*map(str, options), "--out", str(tmp_path / "one"), "--device", "cpu"]) == 0
+    code, out, err = finish(start(*options, "--out", tmp_path / "several", "--device", "cpu", processes=4))
+    assert code == 0, err
+    assert out.count("70 images in") == 1
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "several")]
+    assert len(files[0]) == 70
+    assert files[0] == files[1]
+    code, out, err = finish(start(*options, "--out", tmp_path / "all.zip", processes=2))
+    assert code == 1
+    assert err.count("dcgan: 2 processes write a folder of images together") == 1
