@@ -34,8 +34,8 @@ ORDER = """
     explore._view explore._page explore._server explore._space explore
     bench._contender bench bench.robustness
     cli._messages cli._processes cli._terminal cli._migration cli._options cli._arguments
-    cli._bench cli._convert cli._dedup cli._evaluate cli._explore cli._features cli._generate cli._latents cli._models cli._pack
-    cli._push cli._recipes cli._train cli._visualize cli __main__
+    cli._bench cli._convert cli._dedup cli._evaluate cli._explore cli._features cli._generate cli._latents cli._models
+    cli._pack cli._push cli._recipes cli._train cli._visualize cli __main__
 """.split()  # noqa: SIM905 - it reads as the layers that it is
 
 
@@ -85,7 +85,7 @@ def loaded_after(statement):
 
 HEAVY = {
     *("torchvision", "PIL", "huggingface_hub", "safetensors", "sklearn", "lmdb", "cyclopts", "torch._dynamo"),
-    *("matplotlib", "tensorboard", "wandb", "imagehash", "scipy"),
+    *("matplotlib", "tensorboard", "wandb", "imagehash", "scipy", "gradio"),
 }
 
 
