@@ -68,7 +68,9 @@ def build_networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
         ValueError: If a loaded network contradicts the recipe, or an argument is invalid.
     """
     generator, discriminator = None, None
-    num_classes = _labelled.count_classes(recipe.data, root=recipe.root) if recipe.conditional else None
+    num_classes = None
+    if recipe.conditional:
+        num_classes = _labelled.count_classes(recipe.data, root=recipe.root, cache_dir=recipe.cache_dir)
     if recipe.discriminator is None:
         # Resolved before a generator is loaded, since its width must not become the discriminator's.
         recipe = recipe.replace(d_base_channels=recipe.resolve().d_base_channels)

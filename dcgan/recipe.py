@@ -78,7 +78,8 @@ class Recipe:
     """Everything that decides what a run computes, and how often it reports.
 
     Args:
-        data: Dataset to train on.
+        data: Dataset to train on; wds:PATTERN for shards in the layout of WebDataset, hf:NAME for a dataset or a folder
+            of Hugging Face.
         root: Folder that holds the dataset, or that it is downloaded to; where no dataset is named, a folder of images.
         classes: LSUN classes to train on, such as bedroom.
         image_size: Side of the images in pixels, or HEIGHTxWIDTH; the default depends on the dataset.
@@ -263,7 +264,10 @@ class Recipe:
         """Return a copy for others, without what tells where files are on this machine: the last names remain."""
         networks = {name: getattr(self, name) for name in ("generator", "discriminator")}
         local = {k: Path(v).name for k, v in networks.items() if v and Path(v).expanduser().exists()}
-        return self.replace(root=None if self.root is None else Path(self.root.name), cache_dir=None, **local)
+        root = self.root
+        if root is not None and (self.data != "hf" or root.expanduser().exists()):  # else it is a name on the Hub
+            root = Path(root.name)
+        return self.replace(root=root, cache_dir=None, **local)
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `--recipe` reads."""

@@ -504,7 +504,7 @@ class Run:
             self.folder.as_posix() if inside else f"./{self.folder.name}",
             self.trainer.generator.config,
             architecture=None if recipe.generator else recipe.architecture,
-            dataset=None if recipe.data in ("folder", "fake") else recipe.data,
+            dataset=None if recipe.data in ("folder", "wds", "hf", "fake") else recipe.data,
             steps=self.trainer.steps,
             batch_size=recipe.batch_size,
             recipe=recipe.without_paths().to_yaml(),

@@ -95,7 +95,7 @@ def open_shards(pattern: Path, cache: Path) -> IndexedSource:
     path = cache / f"wds-index-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     index = _read_index(path)
     if index is None:
-        logger.info("indexing %d shard(s), once", len(shards))
+        logger.info("indexing the shards %s, once", pattern)
         index = _index(shards)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
@@ -158,7 +158,9 @@ def expand_pattern(pattern: Path) -> list[Path]:
     shards = [Path(path).absolute() for path in _expand_braces(str(pattern))]
     if missing := [shard for shard in shards if not shard.is_file()]:
         shown = ", ".join(map(str, missing[:_MAX_SHOWN])) + (", …" if len(missing) > _MAX_SHOWN else "")
-        raise FileNotFoundError(f"{len(missing)} of the {len(shards)} shard(s) {pattern} are missing: {shown}")
+        if len(shards) == 1:
+            raise FileNotFoundError(f"there is no shard {shown}")
+        raise FileNotFoundError(f"{len(missing)} of the {len(shards)} shards {pattern} are missing: {shown}")
     return shards
 
 
