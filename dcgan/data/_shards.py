@@ -247,7 +247,7 @@ class ShardImages(IndexedItems):
 def _read_index(path: Path) -> _Index | None:
     """Read an index, or return None if it is missing or damaged."""
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:  # of a damaged file, np.load leaves its own open
             return _Index(**{name: arrays[name] for name in _Index._fields})
     except (FileNotFoundError, ValueError, KeyError, EOFError, BadZipFile):
         return None
