@@ -507,7 +507,7 @@ def _describe(kind: Any) -> str:
             if kind == tuple[int, int]
             else f"a list of {_describe(get_args(kind)[0]).removeprefix('one of ')}"
         )
-    return names.get(kind, "none")
+    return names.get(kind, "null")
 
 
 def _expect_in_range(name: str, value: Any) -> None:
