@@ -69,7 +69,7 @@ def local_device(name: str) -> torch.device:
         raise InputError(f"device must be auto, cpu or cuda in several processes, each with its own GPU, got {name!r}")
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    rank, gpus = dist.get_node_local_rank(), torch.cuda.device_count()
+    rank, gpus = dist.get_node_local_rank(fallback_rank=process_rank()), torch.cuda.device_count()
     if rank >= gpus:
         raise InputError(
             f"device {name!r} needs a GPU for each process, but there are {gpus} here for process {rank}: start fewer, "

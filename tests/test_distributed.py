@@ -273,9 +273,9 @@ def running(rank, processes, folder):
     assert run._writes == (rank == 0)
     train(PLAIN, folder / "begun", stop=3)
     train(PLAIN, folder / "one-then-several")
-    exact = RECIPE.replace(steps=8, batch_size=60, log_every=3, sample_every=4, save_every=4, eval_every=4)
+    exact = RECIPE.replace(steps=6, batch_size=60, log_every=3, sample_every=3, save_every=3, eval_every=6)
     train(exact, folder / "unbroken")
-    train(exact, folder / "stopped", stop=5)
+    train(exact, folder / "stopped", stop=4)
     train(exact, folder / "stopped")
     refusing(rank, folder)
     with pytest.MonkeyPatch.context() as patch:
