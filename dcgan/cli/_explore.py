@@ -1,6 +1,7 @@
 """`dcgan explore`."""
 
 import errno
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,7 @@ def explore(
             explore.serve(model, host=host, port=port, started=lambda url: _tell(url, browser=browser))
         except OSError as error:
             if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES) and error.filename is None:
-                raise UsageError(f"--host {host} --port {port}: {error.strerror}") from error
+                raise UsageError(f"--host {host} --port {port}: {os.strerror(error.errno)}") from error
             raise
         except KeyboardInterrupt:
             say("")

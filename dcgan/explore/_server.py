@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -84,10 +85,8 @@ def expect_gradio() -> None:
     Raises:
         ImportError: If it is missing.
     """
-    try:
-        import gradio  # noqa: F401 - only to see whether it can be imported
-    except ImportError as error:
-        raise MissingPackageError('the page needs gradio: pip install "dcgan[explore]"') from error
+    if find_spec("gradio") is None:
+        raise MissingPackageError('the page needs gradio: pip install "dcgan[explore]"')
 
 
 def build_app(models: Models) -> "FastAPI":

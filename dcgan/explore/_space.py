@@ -1,5 +1,6 @@
 """The page as a Space: a folder that the Hugging Face Hub runs."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 from dcgan import __version__
@@ -34,7 +35,6 @@ def export_space(model: str, folder: Path) -> None:
         ValueError: If the model cannot be loaded.
     """
     expect_gradio()
-    import gradio
     from huggingface_hub import SpaceCardData
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -52,7 +52,7 @@ def export_space(model: str, folder: Path) -> None:
     card = SpaceCardData(
         title=f"{title}, a DCGAN",
         sdk="gradio",
-        sdk_version=gradio.__version__,
+        sdk_version=version("gradio"),
         python_version="3.11",
         app_file="app.py",
         license=load_record(title).licence if named else None,

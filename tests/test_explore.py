@@ -1,0 +1,312 @@
+"""The page on a model, without a browser: what links say, what visitors may ask for, what is drawn, and the command."""
+
+import json
+import math
+import socket
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from urllib.parse import parse_qsl
+
+import pytest
+import torch
+from commands import said
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_runs import TINY, start_and_stop
+
+from dcgan import Generator, images, latents
+from dcgan._errors import InputError
+from dcgan.explore import Models, View, _view, draw, export_space
+
+NAMES = st.integers(0, 999).map(str) | st.tuples(st.integers(0, 99), st.integers(0, 999)).map("{0[0]}:{0[1]}".format)
+needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="no gradio: pip install gradio")
+PICKS = st.lists(NAMES, max_size=3).map(",".join)
+AMOUNTS = {name: st.floats(-10, 10) for name in ("d0", "d1", "d2", "d3")} | {"turn": st.floats(-3, 3)}
+WHOLE = dict.fromkeys(("seed", "label", "ways"), st.integers(0, 2**53 - 1))
+TEXTS = dict.fromkeys(("walk", "a", "b", "c"), PICKS)
+VIEWS = st.builds(View, model=st.just("tiny"), centre=st.text(max_size=30), **AMOUNTS, **WHOLE, **TEXTS)
+
+
+def save_vivid(folder, **options):
+    """Save a small generator whose images differ: those of fresh weights are all grey."""
+    generator = Generator(image_size=16, base_channels=4, **options).eval()
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.mul_(8)
+    generator.save_pretrained(folder)
+    return generator
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "tiny"
+    save_vivid(folder)
+    return Models(str(folder))
+
+
+def query_of(view):
+    return dict(parse_qsl(view.to_query(), keep_blank_values=True))
+
+
+@given(VIEWS)
+def test_a_link_says_all_of_a_view(view):
+    assert View.from_query(query_of(view), model="other") == view
+
+
+def test_a_link_says_no_more_than_it_must():
+    assert View("faces", seed=7, centre="12", d0=1.5).to_query() == "model=faces&seed=7&centre=12&d0=1.5"
+    assert View("faces", walk="7:1,2").to_query() == "model=faces&walk=7:1,2"
+    assert View.from_query({}, model="faces") == View("faces")
+    assert View.from_query({"__theme": "dark", "utm": "x"}, model="faces") == View("faces")
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"d0": "nan"}, r"d0 must be from -10 to 10"),
+        ({"d3": "1e999"}, r"d3 must be from -10 to 10"),
+        ({"d1": "10.01"}, r"d1 must be from -10 to 10"),
+        ({"turn": "-inf"}, r"turn must be from -3 to 3"),
+        ({"d2": "far"}, r"d2 must be a number"),
+        ({"seed": "-1"}, r"seed must be from 0 to 9007199254740991"),
+        ({"seed": "9" * 30}, r"seed must be from 0 to 9007199254740991"),
+        ({"seed": "9" * 5000}, r"seed must be a whole number"),
+        ({"ways": "2.5"}, r"ways must be a whole number"),
+        ({"label": ""}, r"label must be a whole number"),
+        ({"centre": "1," * 3000}, r"a value must have at most 4000 characters"),
+    ],
+)
+def test_a_hostile_link_is_refused(query, message):
+    with pytest.raises(InputError, match=message):
+        View.from_query(query, model="faces")
+
+
+@pytest.mark.parametrize(
+    "centre",
+    [
+        "",
+        "x",
+        "1;2",
+        "-1",
+        "1 - ",
+        "1:2:3",
+        "1" * 16,
+        "\u0661",
+        "../../etc/passwd",
+        ",".join("1" * 17),
+        "z.",
+        "z.AAAA",
+        "z.é",
+    ],
+)
+def test_a_centre_that_is_none_is_refused_without_repeating_it(models, centre):
+    with pytest.raises(InputError) as refused:
+        draw(models, View("tiny", centre=centre))
+    assert len(str(refused.value)) < 200
+    assert "passwd" not in str(refused.value)
+
+
+@settings(deadline=None, max_examples=30)
+@given(view=VIEWS)
+def test_any_view_is_drawn_or_refused(models, view):
+    try:
+        assert draw(models, view).shape == (3, 384, 384)
+    except InputError:
+        assert view.centre != "0"
+
+
+def test_infinite_and_foreign_latents_are_refused(models):
+    for z in (torch.full((100,), math.inf), torch.zeros(99), torch.full((100,), math.nan)):
+        with pytest.raises(InputError, match="must be a latent of 100 numbers"):
+            draw(models, View("tiny", centre=_view.write_latent(z)))
+
+
+@pytest.mark.parametrize("name", ["../tiny", "/etc", "svhn", "nobody/nothing", "", "Faces", "tiny/../tiny", "."])
+def test_visitors_choose_from_the_models_of_the_page_alone(models, name):
+    with pytest.raises(InputError, match="this page has the models tiny, digits, faces, mnist, and no other"):
+        draw(models, View(name))
+
+
+def test_the_name_of_a_folder_does_not_tell_where_it_is(tmp_path, monkeypatch):
+    Generator(image_size=16, base_channels=4).save_pretrained(tmp_path / "secret/faces")
+    models = Models(str(tmp_path / "secret/faces"))
+    assert (models.default, models.names) == ("./faces", ["./faces", "digits", "faces", "mnist"])
+    assert models.load("./faces").config["image_size"] == 16
+    monkeypatch.chdir(tmp_path / "secret")
+    assert models.load("faces").config["image_size"] == 64  # the one on board, whatever the working directory holds
+    assert Models("mnist").names == ["digits", "faces", "mnist"]
+
+
+def image_of(models, z):
+    generator = models.load("tiny")
+    return images.enlarge(images.to_uint8(generator.sample(z=z[None])), 384)[0]
+
+
+def test_the_centre_is_an_image_a_sum_or_a_latent(models):
+    z = latents.seeded_latents(20, 100, seed=7)
+    other = latents.seeded_latents(5, 100, seed=1)[4]
+    assert image_of(models, z[12]).float().std() > 5
+    assert not torch.equal(image_of(models, z[12]), image_of(models, z[11]))
+    assert torch.equal(draw(models, View("tiny", seed=7, centre="12")), image_of(models, z[12]))
+    assert torch.equal(draw(models, View("tiny", seed=3, centre="7:12")), image_of(models, z[12]))
+    result = torch.stack([z[1:3].mean(0), -z[5], other]).sum(0)
+    assert torch.equal(draw(models, View("tiny", seed=7, centre="1, 2 - 5+1:4")), image_of(models, result))
+    rounded = _view.write_latent(z[0])
+    assert torch.equal(draw(models, View("tiny", centre=rounded)), image_of(models, z[0].half().float()))
+
+
+def test_sliders_go_along_directions_of_length_one(models):
+    generator = models.load("tiny")
+    start = _view._place(generator, View("tiny", centre="3"))
+    moved = [_view._place(generator, View("tiny", centre="3", **{f"d{i}": 2.5})) - start for i in range(4)]
+    assert torch.allclose(torch.stack(moved).norm(dim=1), torch.full((4,), 2.5), atol=1e-5)
+    both = _view._place(generator, View("tiny", centre="3", d0=2.5, d1=2.5)) - start
+    assert torch.allclose(both, moved[0] + moved[1], atol=1e-5)
+    other = _view._place(generator, View("tiny", centre="3", d0=2.5, ways=1)) - start
+    assert abs(torch.dot(other, moved[0])) / 2.5**2 < 0.5
+
+
+def test_the_way_from_b_to_c_ends_at_a_less_b_plus_c(models):
+    view = View("tiny", a="1,2", b="3", c="4,5", centre="1,2", turn=1)
+    assert (draw(models, view).int() - draw(models, View("tiny", centre=_view.write_sum(view))).int()).abs().max() <= 1
+    with pytest.raises(InputError, match="needs at least one image in each"):
+        draw(models, View("tiny", b="3", turn=1))
+
+
+def test_a_walk_has_an_image_for_each_step_and_its_ends_are_the_chosen(models):
+    frames = _view.draw_walk(models, View("tiny", walk="1,2,3"), 4)
+    assert frames.shape == (9, 3, 128, 128)
+    assert torch.equal(frames[8], draw(models, View("tiny", centre="3"))[:, ::3, ::3])
+    for walk, steps in (("", 4), ("1", 4), ("1,2,3,4,5,6,7,8,9", 4), ("1,2", 0), ("1,2", 25)):
+        with pytest.raises(InputError, match="a walk"):
+            _view.draw_walk(models, View("tiny", walk=walk), steps)
+
+
+def test_the_latent_of_an_image_of_the_model_draws_it_again(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(_view, "_SEARCH_STEPS", 40)
+    target = models.load("digits").sample(1, seed=5)
+    images.save_png(tmp_path / "image.png", images.to_uint8(target)[0])
+    both, centre, error = _view.find(models, View("digits"), str(tmp_path / "image.png"))
+    assert both.shape == (2, 1, 128, 128)
+    assert error < 0.5 * (models.load("digits").sample(1, seed=6) - target).square().mean()
+    assert torch.equal(draw(models, View("digits", centre=centre))[:, ::3, ::3], both[1])
+
+
+@pytest.mark.parametrize("content", [b"", b"these are words", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_image_is_answered_by_a_sentence(models, tmp_path, content):
+    (tmp_path / "image.png").write_bytes(content)
+    with pytest.raises(InputError, match="this file cannot be read as an image: "):
+        _view.find(models, View("tiny"), str(tmp_path / "image.png"))
+
+
+def test_a_conditional_model_draws_the_class_of_the_link(tmp_path):
+    generator = save_vivid(tmp_path / "classes", num_classes=3)
+    models = Models(str(tmp_path / "classes"))
+    z = latents.seeded_latents(1, 100, seed=0)
+    expected = images.enlarge(images.to_uint8(generator.sample(z=z, labels=2)), 384)[0]
+    assert torch.equal(draw(models, View("classes", label=2)), expected)
+    assert not torch.equal(draw(models, View("classes", label=1)), expected)
+    with pytest.raises(InputError, match="label"):
+        draw(models, View("classes", label=3))
+
+
+def test_what_is_known_of_a_model_is_told(tmp_path, models):
+    text, pictures = _view.tell(models, "faces")
+    assert "portraits" in text
+    assert pictures == []
+    run = start_and_stop(TINY.replace(steps=6), tmp_path / "run")
+    card = (run / "README.md").read_text(
+        encoding="utf-8"
+    ) + "![spy](https://example.org/p.png) <img src='//example.org'>"
+    (run / "README.md").write_text(card, encoding="utf-8")
+    text, pictures = _view.tell(Models(str(run)), "run")
+    assert text.startswith("# ")
+    assert "example.org" not in text
+    assert [path.name for path in pictures] == ["curves.png", *(f"step-{step:06d}.png" for step in (0, 5, 6))]
+
+
+@needs_gradio
+def test_the_page_calls_no_other_host_and_gives_away_no_file():
+    """In a process of its own, since Gradio leaves event loops open."""
+    code = """
+import json
+from dataclasses import fields
+from fastapi.testclient import TestClient
+from dcgan.explore import Models, View, _page, _server
+
+models = Models("digits")
+client = TestClient(_server.build_app(models))
+page = client.get("/")
+files = ["/gradio_api/file=/etc/passwd", "/gradio_api/file=dcgan/../pyproject.toml"]
+print(json.dumps({
+    "controls": list(_page._controls(models)) == [field.name for field in fields(View)],
+    "policy": page.headers["content-security-policy"],
+    "codes": [page.status_code, *(client.get(path).status_code for path in files)],
+    "analytics": client.get("/config").json()["analytics_enabled"],
+    "fonts": "fonts.g" in page.text,
+}))
+"""
+    told = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+    assert told["controls"]
+    assert told["policy"].startswith("default-src 'self' ")
+    assert told["codes"][0] == 200
+    assert set(told["codes"][1:]) <= {403, 404}
+    assert told["analytics"] is False
+    assert told["fonts"] is False
+
+
+@needs_gradio
+def test_a_space_has_what_the_hub_asks_for(tmp_path, models, capsys):
+    said(capsys, "explore", "digits", "--export-space", tmp_path / "space")
+    assert sorted(path.name for path in (tmp_path / "space").iterdir()) == ["README.md", "app.py", "requirements.txt"]
+    head = (tmp_path / "space/README.md").read_text(encoding="utf-8").split("---")[1]
+    assert "sdk: gradio" in head
+    assert f"sdk_version: {version('gradio')}" in head
+    assert "app_file: app.py" in head
+    assert 'serve("digits", host="0.0.0.0"' in (tmp_path / "space/app.py").read_text(encoding="utf-8").replace("'", '"')
+    with pytest.raises(InputError, match="is written to a new or empty folder"):
+        export_space("digits", tmp_path / "space")
+
+
+@needs_gradio
+def test_a_space_of_a_folder_holds_its_weights(tmp_path):
+    Generator(image_size=16, base_channels=4).save_pretrained(tmp_path / "ours")
+    export_space(str(tmp_path / "ours"), tmp_path / "space")
+    assert Generator.from_pretrained(tmp_path / "space/ours").config["image_size"] == 16
+    compile((tmp_path / "space/app.py").read_text(encoding="utf-8"), "app.py", "exec")
+
+
+def test_without_gradio_the_command_names_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert 'pip install "dcgan[explore]"' in said(capsys, "explore", "digits", code=2)
+    assert 'pip install "dcgan[explore]"' in said(capsys, "explore", "digits", "--export-space", "space", code=2)
+
+
+@needs_gradio
+def test_a_port_in_use_is_named(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = said(capsys, "explore", "digits", "--port", port, code=2)
+    assert message == f"dcgan: --host 127.0.0.1 --port {port}: Address already in use\n"
+
+
+@needs_gradio
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing-here"], "nothing-here"),
+        (["digits", "--port", "70000"], "65535"),
+        (["digits", "--host", "192.0.2.1"], "--host 192.0.2.1 --port 7860: "),
+    ],
+)
+def test_mistakes_are_answered(capsys, offline, arguments, message):
+    assert message in said(capsys, "explore", *arguments, code=2)
+
+
+@needs_gradio
+def test_a_folder_without_weights_is_refused(capsys, tmp_path):
+    Generator(image_size=16, base_channels=4).save_pretrained(tmp_path / "half")
+    (tmp_path / "half/model.safetensors").unlink()
+    assert "model.safetensors" in said(capsys, "explore", tmp_path / "half", code=2)
