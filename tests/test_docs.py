@@ -40,6 +40,7 @@ def commands():
 @pytest.mark.parametrize("command", list(commands()))
 def test_commands_on_the_pages_parse(command, tmp_path, monkeypatch):
     from dcgan.cli import app
+    from dcgan.cli._arguments import locate_data
     from dcgan.recipe import Recipe
 
     monkeypatch.chdir(tmp_path)
@@ -53,7 +54,7 @@ def test_commands_on_the_pages_parse(command, tmp_path, monkeypatch):
         (tmp_path / file).write_text("data: mnist\n")
     tokens = shlex.split(command, comments=True)
     if not {"--help", "--version"} & set(tokens):
-        app.parse_args(tokens, exit_on_error=False)
+        app.parse_args(locate_data(tokens), exit_on_error=False)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
