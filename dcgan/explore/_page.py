@@ -45,7 +45,7 @@ def build_page(models: Models) -> gr.Blocks:
                     label="Images of the seed",
                     show_label=False,
                     columns=3,  # as many as a phone has room for
-                    height=560,
+                    height=440,
                     format="png",
                     allow_preview=False,
                     buttons=[],
