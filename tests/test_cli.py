@@ -126,7 +126,7 @@ def test_the_help_of_training_has_a_section_for_each_subject(dcgan_says):
         assert last in section
 
 
-@pytest.mark.parametrize("command", ["train", "recipes", "generate", "convert", "export", "bench"])
+@pytest.mark.parametrize("command", ["train", "recipes", "generate", "explore", "convert", "export", "bench"])
 def test_lines_of_help_stand_alone(dcgan_says, command):
     code, out, _ = dcgan_says(command, "--help")
     assert code == 0
