@@ -245,8 +245,12 @@ class _Handlers:
             drawn = _to_pil(_view.draw_sum(self.models, View(*values)))
         return gr.Gallery(list(zip(drawn, ["A", "B", "C", "A - B + C"], strict=True)), visible=True)
 
-    def find(self, file: str | None, *values: Any) -> tuple[gr.Gallery, str]:
-        progress = gr.Progress()
+    def find(
+        self,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - where Gradio looks for it
+        file: str | None = None,
+        *values: Any,
+    ) -> tuple[gr.Gallery, str]:
         with _answers():
             if file is None:
                 raise InputError("choose an image first")

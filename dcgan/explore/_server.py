@@ -107,6 +107,7 @@ def build_app(models: Models) -> "FastAPI":
         footer_links=[],
         run_history=False,
         max_file_size=_UPLOAD,
+        show_error=False,  # of bugs; what visitors can correct is shown
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
