@@ -17,6 +17,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from dcgan._errors import DcganError, InputError
 from dcgan.ema import BATCH_NORMS
@@ -54,7 +56,11 @@ def process_group() -> Iterator[None]:
     """
     on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
     with _explain_loss():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=TIMEOUT)
+        store, rank, count = next(rendezvous("env://", timeout=TIMEOUT))
+        # torchrun may keep the store when it starts processes again: gloo would find the addresses of the dead ones.
+        store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
     yield
     dist.destroy_process_group()  # after an error, it could wait for processes that have gone
 
