@@ -17,8 +17,6 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 from dcgan._errors import DcganError, InputError
 from dcgan.ema import BATCH_NORMS
@@ -54,6 +52,10 @@ def process_group() -> Iterator[None]:
 
     CPU tensors and objects go through gloo, and CUDA tensors through NCCL.
     """
+    # Not in builds of torch without distributed training.
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
     with _explain_loss():
         store, rank, count = next(rendezvous("env://", timeout=TIMEOUT))
