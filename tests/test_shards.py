@@ -360,6 +360,13 @@ def test_pack_refuses_bad_images_and_skips_them_if_asked(spoiled, tmp_path, caps
     assert len(load(tmp_path / "shards")) == 3
 
 
+def test_shards_can_be_written_into_this_folder_if_it_is_empty(classes, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert write_shards(classes, Path(), shard_size=40, workers=1).pattern == Path("shard-000000.tar")
+    assert len(load(tmp_path / "here")) == 40
+
+
 def test_pack_replaces_shards_only_if_asked(classes, tmp_path, capsys):
     out = tmp_path / "packed"
     text = said(capsys, "pack", classes, "--out", out, "--shard-size", 30)

@@ -66,7 +66,7 @@ class Images(Protocol):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The class of each image, int64 `(N,)`, where `from_dataset` found integer labels; otherwise None.
+        """The class of each image, int64 `(N,)`, where `from_dataset`, "wds" or "hf" found labels; otherwise None.
 
         Without a packed file, they are read when they are first asked for, together with all images.
         """

@@ -83,6 +83,7 @@ def write_shards(
 
     source = open_source("folder", root)
     classes, labels = _classes(source, root)
+    given, out = out, out.resolve()  # which has a name, as "." has not
     _expect_replaceable(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
@@ -108,7 +109,7 @@ def write_shards(
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)
     name = _shard_name(0) if shards == 1 else f"shard-{{000000..{shards - 1:06d}}}.tar"
-    return WrittenShards(out / name, readable.count, classes, readable.failures)
+    return WrittenShards(given / name, readable.count, classes, readable.failures)
 
 
 def _classes(source: Source, root: Path) -> tuple[list[str], list[int] | None]:
