@@ -213,18 +213,20 @@ def test_a_conditional_model_draws_the_class_of_the_link(tmp_path):
 
 
 def test_what_is_known_of_a_model_is_told(tmp_path, models):
-    text, pictures = _view.tell(models, "faces")
+    text, curves, samples = _view.tell(models, "faces")
     assert "portraits" in text
-    assert pictures == []
+    assert (curves, samples) == (None, [])
     run = start_and_stop(TINY.replace(steps=6), tmp_path / "run")
     card = (run / "README.md").read_text(
         encoding="utf-8"
     ) + "![spy](https://example.org/p.png) <img src='//example.org'>"
     (run / "README.md").write_text(card, encoding="utf-8")
-    text, pictures = _view.tell(Models(str(run)), "run")
-    assert text.startswith("# ")
-    assert "example.org" not in text
-    assert [path.name for path in pictures] == ["curves.png", *(f"step-{step:06d}.png" for step in (0, 5, 6))]
+    text, curves, samples = _view.tell(Models(str(run)), "run")
+    assert text.startswith("# run\n")
+    assert "16×16 images" in text
+    assert not [word for word in ("example.org", str(tmp_path), "root:", "from_pretrained") if word in text]
+    assert curves == run / "curves.png"
+    assert [path.name for path in samples] == [f"step-{step:06d}.png" for step in (0, 5, 6)]
 
 
 @needs_gradio

@@ -197,7 +197,7 @@ def test_an_upload_is_searched_for_and_a_wrong_one_is_answered(visit, tmp_path):
 def test_the_run_is_told_of_and_other_models_are_there(visit):
     visit.page.get_by_role("tab", name="The model").click()
     visit.page.get_by_text("16×16 images").wait_for()
-    visit.page.get_by_text("curves", exact=True).wait_for()
+    visit.page.get_by_alt_text("curves of the training").wait_for()
     visit.page.get_by_label("Model", exact=True).click()
     with visit.changing():
         visit.page.get_by_role("option", name="digits").click()

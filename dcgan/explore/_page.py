@@ -77,8 +77,9 @@ def build_page(models: Models) -> gr.Blocks:
         _add_search(controls, handlers, everything)
         with gr.Tab("The model"):
             facts = gr.Markdown()
-            history = gr.Gallery(label="How it was trained", columns=3, format="png", buttons=[])
-        about = [facts, history]
+            curves = gr.Image(label="Curves", alt_text="curves of the training", format="png", interactive=False)
+            samples = gr.Gallery(label="Samples", columns=3, format="png", object_fit="contain", buttons=[])
+        about = [facts, curves, samples]
 
         page.load(handlers.open, None, [*everything, shown, *about])
         controls["model"].input(handlers.choose_model, controls["model"], [*everything, shown, *about])
@@ -111,34 +112,44 @@ def _add_walk(controls: dict[str, Any], handlers: "_Handlers") -> None:
         controls["walk"].render()
         steps = gr.Slider(1, _view.MAX_STEPS, value=10, step=1, label="Steps from each image to the next")
         start = gr.Button("Walk", variant="primary")
-        film = gr.Image(
-            label="Film", alt_text="a film of the walk", type="filepath", interactive=False, buttons=[], visible=False
-        )
-        strip = gr.Gallery(label="Strip", columns=11, format="png", height="auto", buttons=[], visible=False)
+        with gr.Row():
+            film = gr.Image(
+                label="Film",
+                alt_text="a film of the walk",
+                type="filepath",
+                height=320,
+                interactive=False,
+                buttons=[],
+                visible=False,
+            )
+            strip = gr.Gallery(label="Strip", format="png", height=320, preview=True, buttons=[], visible=False)
         files = gr.File(label="Download", file_count="multiple", interactive=False, visible=False)
         start.click(handlers.walk, [steps, *controls.values()], [film, strip, files])
 
 
 def _add_sum(controls: dict[str, Any], handlers: "_Handlers", everything: list[Any]) -> None:
-    with gr.Tab("A - B + C"):
-        for name in ("a", "b", "c"):
-            controls[name].render()
-        add = gr.Button("Compute", variant="primary")
-        sums = gr.Gallery(label="Means and result", columns=4, format="png", buttons=[], visible=False)
+    with gr.Tab("A - B + C"), gr.Row():
+        with gr.Column(min_width=320):
+            for name in ("a", "b", "c"):
+                controls[name].render()
+            add = gr.Button("Compute", variant="primary")
+            centre = gr.Button("Make the result the centre")
+        with gr.Column(min_width=320):
+            sums = gr.Gallery(label="Means and result", columns=2, format="png", buttons=[], visible=False)
         add.click(handlers.add, [*controls.values()], sums)
-        gr.Button("Make the result the centre").click(handlers.centre_on_sum, [*controls.values()], everything)
+        centre.click(handlers.centre_on_sum, [*controls.values()], everything)
 
 
 def _add_search(controls: dict[str, Any], handlers: "_Handlers", everything: list[Any]) -> None:
-    with gr.Tab("Your image"):
-        file = gr.File(label="Image, which stays on the machine of this page", file_types=["image"])
-        search = gr.Button("Find the latent that draws it best", variant="primary")
-        pair = gr.Gallery(
-            label="Your image, and the closest that was found", columns=2, format="png", buttons=[], visible=False
-        )
+    with gr.Tab("Your image"), gr.Row():
+        with gr.Column(min_width=320):
+            file = gr.File(label="Image, which stays on the machine of this page", file_types=["image"])
+            search = gr.Button("Find the latent that draws it best", variant="primary")
+            centre = gr.Button("Make what was found the centre")
+        with gr.Column(min_width=320):
+            pair = gr.Gallery(label="Yours, and the closest", columns=2, height=320, format="png", buttons=[])
         found = gr.Textbox(visible="hidden", container=False)
         search.click(handlers.find, [file, *controls.values()], [pair, found], concurrency_limit=1)
-        centre = gr.Button("Make what was found the centre")
         centre.click(handlers.centre_on, [found, *controls.values()], everything)
 
 
@@ -274,9 +285,13 @@ class _Handlers:
         picture, shown = self._picture(view), _to_pil(_view.draw_seed(self.models, view))
         classes = self.models.load(view.model).config["num_classes"]
         values["label"] = gr.Dropdown(list(range(classes or 1)), value=view.label, visible=classes is not None)
-        text, files = _view.tell(self.models, view.model)
-        history = [(_open(path), path.stem) for path in files]
-        return [*values.values(), *picture, shown, text, gr.Gallery(history, visible=bool(history))]
+        text, curves, samples = _view.tell(self.models, view.model)
+        about = [
+            text,
+            gr.Image(_open(curves) if curves else None, visible=curves is not None),
+            gr.Gallery([(_open(path), path.stem) for path in samples], visible=bool(samples)),
+        ]
+        return [*values.values(), *picture, shown, *about]
 
 
 @contextmanager

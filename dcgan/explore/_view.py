@@ -272,8 +272,8 @@ def write_latent(z: Tensor) -> str:
     return "z." + base64.urlsafe_b64encode(z.cpu().numpy().astype("<f2").tobytes()).decode().rstrip("=")
 
 
-def tell(models: Models, name: str) -> tuple[str, list[Path]]:
-    """Return what is known of a model, as Markdown, and the pictures of its training: its curves, then its samples."""
+def tell(models: Models, name: str) -> tuple[str, Path | None, list[Path]]:
+    """Return what is known of a model: a text in Markdown, and of a run the pictures of its curves and its samples."""
     folder = models.folder(name)
     if name in list_models():
         record = load_record(name)
@@ -284,17 +284,27 @@ def tell(models: Models, name: str) -> tuple[str, list[Path]]:
         text = "\n".join(f"- **{key}**: {value}" for key, value in facts.items() if value)
     elif folder is not None and (folder / "README.md").is_file():
         card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-        card = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)
-        text = re.sub(r"!\[[^\]]*\]\([^)]*\)|<[^>]*>", "", card)  # a picture of another host would tell it who reads
+        text = _publish(card, name)
     else:
         config = models.load(name).config
         text = "\n".join(f"- **{key}**: {value}" for key, value in config.items())
     if folder is None:
-        return text, []
+        return text, None, []
     samples = sorted((folder / "samples").glob("step-*.png"))
     count = min(len(samples), _SAMPLES)
     chosen = [samples[round(i * (len(samples) - 1) / max(count - 1, 1))] for i in range(count)]  # the first to the last
-    return text, [path for path in [folder / "curves.png"] if path.is_file()] + chosen
+    curves = folder / "curves.png"
+    return text, curves if curves.is_file() else None, chosen
+
+
+def _publish(card: str, name: str) -> str:
+    """Return what any visitor may read of a card: no code or recipe, which name folders, and no picture by its address."""
+    card = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)
+    card = re.sub(r"^```.*?^```$", "", card, flags=re.DOTALL | re.MULTILINE)
+    card = re.sub(r"^# .*$", f"# {name}", card, count=1, flags=re.MULTILINE)
+    card = re.sub(r"!\[[^\]]*\]\([^)]*\)|<[^>]*>", "", card)
+    sections = re.split(r"^(?=## )", card, flags=re.MULTILINE)
+    return "".join(part for part in sections if not part.startswith(("## Architecture", "## Recipe")))
 
 
 class _OfClass(nn.Module):
