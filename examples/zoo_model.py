@@ -2,8 +2,9 @@
 
     python examples/zoo_model.py runs/mnist mnist ABOUT.yaml
 
-ABOUT.yaml says what a run does not know: description, data, terms, licence, source, recipe and machine. The model is
-written to dcgan/zoo/weights/NAME and dcgan/zoo/records/NAME.yaml.
+ABOUT.yaml says what a run does not know: description, data, terms, licence, source, recipe and machine. A run that was
+started from a state of another has `origin: {run: FOLDER, step: N}` and, in place of `recipe`, `command`, with both
+commands. The model is written to dcgan/zoo/weights/NAME and dcgan/zoo/records/NAME.yaml.
 """
 
 import hashlib
@@ -36,9 +37,18 @@ def minutes(records):
     return total / 60
 
 
+def read_log(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 run, name, about = Path(sys.argv[1]), sys.argv[2], yaml.safe_load(Path(sys.argv[3]).read_text())
 recipe = Recipe.from_yaml((run / "recipe.yaml").read_text())
-records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+records = read_log(run)
+spent = minutes(records)
+if origin := about.pop("origin", None):
+    first = [record for record in read_log(Path(origin["run"])) if record["step"] <= origin["step"]]
+    spent += minutes(first)
+    records = first + [record | {"step": record["step"] + origin["step"]} for record in records]
 figures = {record["step"]: record["fd"] for record in records if "fd" in record}
 steps = records[-1]["step"]
 root = {"root": recipe.root} if recipe.root else {}
@@ -65,17 +75,17 @@ few = torch.tensor(
 protocol = (
     f"2,000 samples against {min(5000, len(images)):,} images, dcgan.metrics.image_features, seed {recipe.seed + 2}"
 )
-command = f"dcgan train --recipe {about.pop('recipe')}" + (" --root DATA" if recipe.root else "")
+command = about.pop("command", "") or f"dcgan train --recipe {about.pop('recipe')}{' --root DATA' * bool(recipe.root)}"
 training = {
     "command": command,
     "steps": steps,
     "batch_size": recipe.batch_size,
     "images": steps * recipe.batch_size,
     "seed": recipe.seed,
-    "minutes": round(minutes(records) * recipe.batch_size),
+    "minutes": round(spent * recipe.batch_size),
     "machine": about.pop("machine"),
     "versions": f"dcgan {dcgan.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
-    "recipe": (run / "recipe.yaml").read_text().replace(str(recipe.root), "DATA"),
+    "recipe": recipe.without_paths().to_yaml(),
     "curve": figures,
     "half_precision": f"moves pixels by {difference.float().mean():.4f} of 255 on average, at most {difference.max()}",
 }

@@ -31,7 +31,7 @@ OTHERS = [name for name in zoo.list_models() if name not in OURS]
 def test_ours_come_first():
     assert dcgan.list_models() == OURS + OTHERS
     assert sorted(OURS) == OURS != []
-    with pytest.raises(ValueError, match=r"model must be one of digits, .*, got 'cats'"):
+    with pytest.raises(ValueError, match=r"model must be one of cifar10, digits, .*, got 'cats'"):
         zoo.load_record("cats")
 
 

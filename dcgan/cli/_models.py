@@ -23,7 +23,7 @@ def models(*, verify: Annotated[bool, FLAG] = False) -> int:
     say_table(rows)
     say("\n* not verified here: dcgan models --verify fetches and checks them")
     say("next:")
-    say(f"  dcgan generate {list_models()[0]} --grid")
+    say("  dcgan generate faces --grid")
     return 0
 
 
