@@ -625,9 +625,15 @@ def _expect_recipe_of(state: dict[str, Any], stored: Recipe, path: Path) -> None
     if "recipe" not in state:  # before 0.3
         return
     trained = Recipe.from_yaml(state["recipe"])
-    if edited := [name for name in stored.changes(trained) if name not in RESUMABLE]:
-        values = ", ".join(f"{name} is {getattr(stored, name)} instead of {getattr(trained, name)}" for name in edited)
-        raise InputError(f"{path} is not the recipe of this run any more: {values}")
+
+    def values(names: Iterable[str]) -> str:
+        return ", ".join(f"{name} is {getattr(stored, name)} instead of {getattr(trained, name)}" for name in names)
+
+    changed = stored.changes(trained)
+    if edited := [name for name in changed if name not in RESUMABLE]:
+        raise InputError(f"{path} is not the recipe of this run any more: {values(edited)}")
+    if changed:
+        logger.info("%s differs from the newest state: %s", path, values(changed))
 
 
 def _extend(folder: Path, stored: Recipe, recipe: Recipe) -> Recipe:

@@ -736,7 +736,7 @@ def test_a_run_that_goes_on_without_packed_images_says_that_it_could_not_compare
     assert "the images could not be compared with those of before" in caplog.text
 
 
-def test_a_recipe_that_is_no_longer_that_of_the_run_is_refused(tmp_path, unbroken):
+def test_a_recipe_that_is_no_longer_that_of_the_run_is_refused(tmp_path, unbroken, caplog):
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
     path = folder / "recipe.yaml"
@@ -745,8 +745,9 @@ def test_a_recipe_that_is_no_longer_that_of_the_run_is_refused(tmp_path, unbroke
     with pytest.raises(ValueError, match=f"{path} is not the recipe of this run any more: seed is 4 instead of 0"):
         Run.resume(folder)
     path.write_text(text.replace("log_every: 4", "log_every: 5"), encoding="utf-8")
-    with contextlib.closing(Run.resume(folder)) as run:
+    with caplog.at_level("INFO"), contextlib.closing(Run.resume(folder)) as run:
         assert run.recipe.log_every == 5
+    assert f"{path} differs from the newest state: log_every is 5 instead of 4" in caplog.text
 
 
 def test_a_run_is_resumed_from_its_state_whatever_became_of_its_other_files(tmp_path, unbroken):
