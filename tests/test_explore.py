@@ -19,8 +19,10 @@ from small_runs import TINY, start_and_stop
 from dcgan import Generator, images, latents
 from dcgan._errors import InputError
 from dcgan.explore import Models, View, _view, draw, export_space
+from dcgan.zoo import list_models, load_record
 
 NAMES = st.integers(0, 999).map(str) | st.tuples(st.integers(0, 99), st.integers(0, 999)).map("{0[0]}:{0[1]}".format)
+ON_BOARD = [name for name in list_models() if load_record(name).on_board]
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="no gradio: pip install gradio")
 PICKS = st.lists(NAMES, max_size=3).map(",".join)
 AMOUNTS = {name: st.floats(-10, 10) for name in ("d0", "d1", "d2", "d3")} | {"turn": st.floats(-3, 3)}
@@ -125,18 +127,18 @@ def test_infinite_and_foreign_latents_are_refused(models):
 
 @pytest.mark.parametrize("name", ["../tiny", "/etc", "svhn", "nobody/nothing", "", "Faces", "tiny/../tiny", "."])
 def test_visitors_choose_from_the_models_of_the_page_alone(models, name):
-    with pytest.raises(InputError, match="this page has the models tiny, digits, faces, mnist, and no other"):
+    with pytest.raises(InputError, match=f"this page has the models tiny, {', '.join(ON_BOARD)}, and no other"):
         draw(models, View(name))
 
 
 def test_the_name_of_a_folder_does_not_tell_where_it_is(tmp_path, monkeypatch):
     Generator(image_size=16, base_channels=4).save_pretrained(tmp_path / "secret/faces")
     models = Models(str(tmp_path / "secret/faces"))
-    assert (models.default, models.names) == ("./faces", ["./faces", "digits", "faces", "mnist"])
+    assert (models.default, models.names) == ("./faces", ["./faces", *ON_BOARD])
     assert models.load("./faces").config["image_size"] == 16
     monkeypatch.chdir(tmp_path / "secret")
     assert models.load("faces").config["image_size"] == 64  # the one on board, whatever the working directory holds
-    assert Models("mnist").names == ["digits", "faces", "mnist"]
+    assert Models("mnist").names == ON_BOARD
 
 
 def image_of(models, z):
@@ -171,8 +173,13 @@ def test_sliders_go_along_directions_of_length_one(models):
 def test_the_way_from_b_to_c_ends_at_a_less_b_plus_c(models):
     view = View("tiny", a="1,2", b="3", c="4,5", centre="1,2", turn=1)
     assert (draw(models, view).int() - draw(models, View("tiny", centre=_view.write_sum(view))).int()).abs().max() <= 1
+    corner = _view.draw_sum(models, view)[:, 2 + 192 + 12 + 2 :, 2 + 192 + 2 :][:, :192, :192]
+    result = draw(models, View("tiny", centre=_view.write_sum(view)))[:, ::2, ::2]
+    assert (corner.int() - result.int()).abs().max() <= 1  # four at once round differently
     with pytest.raises(InputError, match="needs at least one image in each"):
         draw(models, View("tiny", b="3", turn=1))
+    with pytest.raises(InputError, match="A, B and C need at least one image each"):
+        _view.draw_sum(models, View("tiny", a="1", b="3"))
 
 
 def test_a_walk_has_an_image_for_each_step_and_its_ends_are_the_chosen(models):

@@ -151,7 +151,7 @@ def test_a_walk_is_a_film_to_download(visit):
         visit.choose(number, "the walk")
         visit.page.wait_for_url(re.compile(f"walk=.*0:{number - 1}"))
     visit.page.get_by_role("button", name="Walk", exact=True).click()
-    visit.page.get_by_label("Thumbnail 11 of 11").wait_for()
+    visit.page.get_by_label("Thumbnail 11 of 11").first.wait_for()
     with visit.page.expect_download() as download:
         visit.page.get_by_role("link", name=re.compile("KB")).first.click()
     assert download.value.suggested_filename == "walk.gif"
@@ -167,7 +167,7 @@ def test_sums_and_the_way_from_b_to_c(visit):
         visit.slider("Direction from B to C").press("End")
     visit.page.get_by_role("tab", name="A - B + C").click()
     visit.page.get_by_role("button", name="Compute").click()
-    visit.page.get_by_label("Thumbnail 4 of 4").wait_for()
+    visit.page.get_by_alt_text("the means of A, B and C").wait_for()
     with visit.changing():
         visit.page.get_by_role("button", name="Make the result the centre").click()
 

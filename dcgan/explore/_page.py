@@ -77,7 +77,13 @@ def build_page(models: Models) -> gr.Blocks:
         _add_search(controls, handlers, everything)
         with gr.Tab("The model"):
             facts = gr.Markdown()
-            curves = gr.Image(label="Curves", alt_text="curves of the training", format="png", interactive=False)
+            curves = gr.Image(
+                label="Curves",
+                alt_text="curves of the training",
+                format="png",
+                interactive=False,
+                buttons=["download", "fullscreen"],
+            )
             samples = gr.Gallery(label="Samples", columns=3, format="png", object_fit="contain", buttons=[])
         about = [facts, curves, samples]
 
@@ -118,11 +124,14 @@ def _add_walk(controls: dict[str, Any], handlers: "_Handlers") -> None:
                 alt_text="a film of the walk",
                 type="filepath",
                 height=320,
+                scale=1,
                 interactive=False,
                 buttons=[],
                 visible=False,
             )
-            strip = gr.Gallery(label="Strip", format="png", height=320, preview=True, buttons=[], visible=False)
+            strip = gr.Gallery(
+                label="Strip", format="png", height=320, scale=3, preview=True, buttons=[], visible=False
+            )
         files = gr.File(label="Download", file_count="multiple", interactive=False, visible=False)
         start.click(handlers.walk, [steps, *controls.values()], [film, strip, files])
 
@@ -135,7 +144,15 @@ def _add_sum(controls: dict[str, Any], handlers: "_Handlers", everything: list[A
             add = gr.Button("Compute", variant="primary")
             centre = gr.Button("Make the result the centre")
         with gr.Column(min_width=320):
-            sums = gr.Gallery(label="Means and result", columns=2, format="png", buttons=[], visible=False)
+            sums = gr.Image(
+                label="Means and result",
+                show_label=False,
+                alt_text="the means of A, B and C, and the result",
+                format="png",
+                interactive=False,
+                buttons=["download", "fullscreen"],
+                visible=False,
+            )
         add.click(handlers.add, [*controls.values()], sums)
         centre.click(handlers.centre_on_sum, [*controls.values()], everything)
 
@@ -251,10 +268,9 @@ class _Handlers:
                 gr.File(paths, visible=True),
             )
 
-    def add(self, *values: Any) -> gr.Gallery:
+    def add(self, *values: Any) -> gr.Image:
         with _answers():
-            drawn = _to_pil(_view.draw_sum(self.models, View(*values)))
-        return gr.Gallery(list(zip(drawn, ["A", "B", "C", "A - B + C"], strict=True)), visible=True)
+            return gr.Image(_to_pil(_view.draw_sum(self.models, View(*values))[None])[0], visible=True)
 
     def find(
         self,

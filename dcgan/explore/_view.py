@@ -194,7 +194,7 @@ def draw_walk(models: Models, view: View, steps: int) -> Tensor:
 
 
 def draw_sum(models: Models, view: View) -> Tensor:
-    """Return the means of A, B and C and the sum A - B + C (Figure 7): uint8 `(4, K, H, W)`.
+    """Return the means of A, B and C and the sum A - B + C (Figure 7) as one picture: uint8 `(K, H', W')`.
 
     Raises:
         ValueError: If one of the groups is empty.
@@ -202,7 +202,8 @@ def draw_sum(models: Models, view: View) -> Tensor:
     generator = models.load(view.model)
     groups = [_latent(generator, text, view.seed) for text in (view.a, view.b, view.c)]
     z = torch.stack([*groups, _latent(generator, write_sum(view), view.seed)])
-    return images.enlarge(_pixels(generator, view, z), _SMALL_SIDE)
+    pixels = images.enlarge(_pixels(generator, view, z), _SIDE // 2)
+    return images.grid(images.caption(pixels, ["A", "B", "C", "A - B + C"]), columns=2)
 
 
 def write_sum(view: View) -> str:
@@ -298,7 +299,7 @@ def tell(models: Models, name: str) -> tuple[str, Path | None, list[Path]]:
 
 
 def _publish(card: str, name: str) -> str:
-    """Return what any visitor may read of a card: no code or recipe, which name folders, and no picture by its address."""
+    """Return what any visitor may read of a card: no code or recipe, which name folders, and no picture."""
     card = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)
     card = re.sub(r"^```.*?^```$", "", card, flags=re.DOTALL | re.MULTILINE)
     card = re.sub(r"^# .*$", f"# {name}", card, count=1, flags=re.MULTILINE)
