@@ -200,8 +200,9 @@ def draw_sum(models: Models, view: View) -> Tensor:
         ValueError: If one of the groups is empty.
     """
     generator = models.load(view.model)
-    groups = [_latent(generator, text, view.seed) for text in (view.a, view.b, view.c)]
-    z = torch.stack([*groups, _latent(generator, write_sum(view), view.seed)])
+    texts = [write_sum(view), view.a, view.b, view.c]
+    result, *groups = (_latent(generator, text, view.seed) for text in texts)
+    z = torch.stack([*groups, result])
     pixels = images.enlarge(_pixels(generator, view, z), _SIDE // 2)
     return images.grid(images.caption(pixels, ["A", "B", "C", "A - B + C"]), columns=2)
 
