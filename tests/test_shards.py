@@ -200,6 +200,8 @@ def test_the_index_is_made_once_and_anew_when_a_shard_changes(shards, tmp_path, 
         patch.setattr(_shards, "_index", None)  # any indexing fails now
         load(shards, cache=False)
     assert len(list((tmp_path / "cache").glob("wds-index-*.npz"))) == 1
+    load(shards, cache=False, cache_dir=tmp_path / "other")
+    assert [path.suffix for path in (tmp_path / "other").iterdir()] == [".npz"]
     tar(shards.parent / "shard-000002.tar", [("0.png", png(99))])
     changed = load(shards)
     assert len(changed) == 31

@@ -84,9 +84,8 @@ def load(
             file, which goes on after `load`, finds it damaged.
     """
     workers = (os.cpu_count() or 1) if workers is None else workers
-    _expect_options(
-        image_size, channels, resize, workers, max_pixels, cache=cache, cache_dir=cache_dir, skip_bad=skip_bad
-    )
+    kept = None if name == "wds" else cache_dir  # without packed files, it still holds the index of shards
+    _expect_options(image_size, channels, resize, workers, max_pixels, cache=cache, cache_dir=kept, skip_bad=skip_bad)
     if name in _NEEDS_ROOT and root is None:
         raise InputError(f"the dataset {name!r} needs root, {_NEEDS_ROOT[name]}")
     if name in ("digits", "fake") and root is not None:
@@ -239,10 +238,6 @@ def _expect_options(
         raise InputError(f"max_pixels must be at least 1, got {max_pixels}")
     if skip_bad and not cache:
         raise InputError("skip_bad needs cache=True: only packing looks at every image before the run")
-    if cache_dir is not None and not cache:
-        raise InputError(
-            f"cache_dir {cache_dir} is for packed files, which cache=False leaves out: omit one of the two"
-        )
     if cache_dir is not None and not cache:
         raise InputError(
             f"cache_dir {cache_dir} is for packed files, which cache=False leaves out: omit one of the two"
