@@ -248,13 +248,15 @@ from dcgan.explore import Models, View, _page, _server
 models = Models("digits")
 client = TestClient(_server.build_app(models))
 page = client.get("/")
-files = ["/gradio_api/file=/etc/passwd", "/gradio_api/file=dcgan/../pyproject.toml"]
+paths = ["/gradio_api/file=/etc/passwd", "/gradio_api/file=dcgan/../pyproject.toml"]
+files = [("a.png", bytes(10**6)), ("b.png", bytes(22 * 10**6))]
 print(json.dumps({
     "controls": list(_page._controls(models)) == [field.name for field in fields(View)],
     "policy": page.headers["content-security-policy"],
-    "codes": [page.status_code, *(client.get(path).status_code for path in files)],
+    "codes": [page.status_code, *(client.get(path).status_code for path in paths)],
     "analytics": client.get("/config").json()["analytics_enabled"],
     "fonts": "fonts.g" in page.text,
+    "uploads": [client.post("/gradio_api/upload", files={"files": file}).status_code for file in files],
 }))
 """
     told = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
@@ -264,6 +266,7 @@ print(json.dumps({
     assert set(told["codes"][1:]) <= {403, 404}
     assert told["analytics"] is False
     assert told["fonts"] is False
+    assert told["uploads"] == [200, 413]
 
 
 @needs_gradio

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -52,6 +53,7 @@ def explore(
 
 
 def _tell(url: str, *, browser: bool) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was uploaded is removed then, too
     say(f"{url}  (Ctrl-C stops it)")
     if browser:
         import webbrowser
