@@ -184,7 +184,7 @@ def test_an_upload_is_searched_for_and_a_wrong_one_is_answered(visit, tmp_path):
     visit.page.get_by_text("words", exact=False).first.wait_for()
     search.click()
     visit.page.get_by_text("This file cannot be read as an image").first.wait_for()
-    visit.page.get_by_role("button", name="Clear").click()
+    visit.page.get_by_role("button", name="Clear").first.click()
     upload.set_input_files(tmp_path / "orange.png")
     visit.page.get_by_text("orange", exact=False).first.wait_for()
     search.click()

@@ -164,7 +164,9 @@ def _add_search(controls: dict[str, Any], handlers: "_Handlers", everything: lis
             search = gr.Button("Find the latent that draws it best", variant="primary")
             centre = gr.Button("Make what was found the centre")
         with gr.Column(min_width=320):
-            pair = gr.Gallery(label="Yours, and the closest", columns=2, height=320, format="png", buttons=[])
+            pair = gr.Gallery(
+                label="Yours, and the closest", columns=2, height=320, format="png", buttons=[], visible=False
+            )
         found = gr.Textbox(visible="hidden", container=False)
         search.click(handlers.find, [file, *controls.values()], [pair, found], concurrency_limit=1)
         centre.click(handlers.centre_on, [found, *controls.values()], everything)
