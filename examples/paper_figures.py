@@ -19,6 +19,7 @@ walk faces --through 5,13,94,18 --interpolation lerp --out OUT/latents-lerp.png
 walk faces --points 4 --steps 12 --out OUT/latents-walk.gif
 walk SVHN --points 9 --out OUT/latents-svhn.png
 walk mnist --points 4 --out OUT/latents-mnist.png
+walk cifar10 --points 9 --out OUT/latents-cifar10.png
 arithmetic faces "94,114,156 - 56,59,112 + 41,45,136" --out OUT/latents-arithmetic.png
 walk faces --from 13,41,76,136 --to 18,29,31,63 --through 2,55,58,70,97,133 --out OUT/latents-turn.png
 project digits DIGITS --out PROJECTION
@@ -26,6 +27,7 @@ visualize filters faces --out OUT/visualize-filters.png
 visualize features faces --stage 8x8 --out OUT/visualize-faces.png
 visualize features digits --data digits --stage 8x8 --out OUT/visualize-digits.png
 visualize features mnist --out OUT/visualize-mnist.png
+visualize features cifar10 --out OUT/visualize-cifar10.png
 visualize features SVHN --out OUT/visualize-svhn.png
 visualize dropout faces --marks EYES --stage 8x8 -n 12 --out OUT/visualize-dropout.png
 """
