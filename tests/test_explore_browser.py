@@ -188,7 +188,7 @@ def test_an_upload_is_searched_for_and_a_wrong_one_is_answered(visit, tmp_path):
     upload.set_input_files(tmp_path / "orange.png")
     visit.page.get_by_text("orange", exact=False).first.wait_for()
     search.click()
-    visit.page.get_by_text("squared error").wait_for()
+    visit.page.get_by_text(re.compile(r"^error 0\.\d{4}$")).wait_for()
     with visit.changing():
         visit.page.get_by_role("button", name="Make what was found the centre").click()
     visit.page.wait_for_url(re.compile("centre=z"))
@@ -198,6 +198,7 @@ def test_the_run_is_told_of_and_other_models_are_there(visit):
     visit.page.get_by_role("tab", name="The model").click()
     visit.page.get_by_text("16×16 images").wait_for()
     visit.page.get_by_alt_text("curves of the training").wait_for()
+    visit.page.get_by_text("step 19", exact=True).wait_for()
     visit.page.get_by_label("Model", exact=True).click()
     with visit.changing():
         visit.page.get_by_role("option", name="digits").click()

@@ -286,7 +286,7 @@ class _Handlers:
             both, centre, error = _view.find(
                 self.models, View(*values), file, lambda done, steps: progress((done, steps), unit="steps")
             )
-        captioned = zip(_to_pil(both), ["your image", f"squared error {error:.4f}"], strict=True)
+        captioned = zip(_to_pil(both), ["yours", f"error {error:.4f}"], strict=True)
         return gr.Gallery(list(captioned), visible=True), centre
 
     def _picture(self, view: View) -> list[Any]:
@@ -307,7 +307,9 @@ class _Handlers:
         about = [
             text,
             gr.Image(_open(curves) if curves else None, visible=curves is not None),
-            gr.Gallery([(_open(path), path.stem) for path in samples], visible=bool(samples)),
+            gr.Gallery(
+                [(_open(path), f"step {path.stem[5:].lstrip('0') or 0}") for path in samples], visible=bool(samples)
+            ),
         ]
         return [*values.values(), *picture, shown, *about]
 
