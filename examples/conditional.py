@@ -1,7 +1,8 @@
-"""Draw the picture of docs/conditional.md and measure its errors; it takes a minute of one core.
+"""Draw the pictures of docs/conditional.md and measure its errors; it takes some minutes of one core.
 
 dcgan train --conditional --out runs/conditional
-python examples/conditional.py runs/conditional docs/assets
+dcgan train --recipe mnist --conditional --root DATA --epochs 2 --out runs/conditional-mnist
+python examples/conditional.py runs/conditional runs/conditional-mnist docs/assets
 """
 
 import sys
@@ -15,9 +16,10 @@ from dcgan.features import classify_by_neighbor
 from dcgan.generate import sample_grid, sample_uint8
 from dcgan.images import enlarge, save_png
 
-run, assets = map(Path, sys.argv[1:])
-generator = Generator.from_pretrained(run)
-save_png(assets / "conditional-digits.png", enlarge(sample_grid(generator, 120, seed=0)[None], 640)[0])
+*runs, assets = map(Path, sys.argv[1:])
+generator, of_mnist = map(Generator.from_pretrained, runs)
+for name, network in {"digits": generator, "mnist": of_mnist}.items():
+    save_png(assets / f"conditional-{name}.png", enlarge(sample_grid(network, 120, seed=0)[None], 640)[0])
 
 parts = [load_labelled("digits", split, image_size=32, channels=1) for split in ("train", "test")]
 images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
