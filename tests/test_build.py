@@ -203,6 +203,7 @@ def test_no_field_is_left_out_above():
         "samples",
         "log",
         "on_collapse",
+        "sync_batchnorm",
     }
     same = {field.name for field in fields(Recipe) if getattr(RECIPE, field.name) == getattr(default, field.name)}
     assert same == loose

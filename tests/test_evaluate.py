@@ -69,10 +69,10 @@ def test_kept_statistics_are_of_one_set_size_count_and_network(model, tmp_path, 
     )
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path / "images", 9)
-    few = ("-n", 8, "--cache-dir", tmp_path / "cache", "--force")
+    monkeypatch.setenv("DCGAN_CACHE", str(tmp_path / "cache"))
 
     def kept(*options):
-        said(capsys, "evaluate", model, *few, *options)
+        said(capsys, "evaluate", model, "-n", 8, "--force", *options)
         return len(list((tmp_path / "cache").glob("reference-*.npz")))
 
     assert kept("--root", "images") == 1

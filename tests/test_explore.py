@@ -116,7 +116,7 @@ def test_any_view_is_drawn_or_refused(models, view):
     try:
         assert draw(models, view).shape == (3, 384, 384)
     except InputError:
-        assert view.centre != "0"
+        assert view.centre != "0" or view.turn  # a way from B to C, of which there are no images
 
 
 def test_infinite_and_foreign_latents_are_refused(models):
