@@ -4,6 +4,7 @@ A recorder in each process notes what the trainer does, so that the examples nee
 """
 
 import ast
+import importlib.util
 import json
 import os
 import socket
@@ -15,8 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples"
-# Those that embed nothing, and take files.
-TOOLS = {"conditional", "features", "gallery", "image_classifier", "paper_figures", "zoo_model"}
+# Those that embed nothing, and take files or hours.
+TOOLS = {"conditional", "features", "gallery", "guidelines", "image_classifier", "paper_figures", "zoo_model"}
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in TOOLS)
 LIBRARIES = {
     "accelerate_loop": "accelerate",
@@ -184,3 +185,36 @@ def test_the_notebook_is_stored_without_outputs():
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert code
     assert all((cell["outputs"], cell["execution_count"]) == ([], None) for cell in code)
+
+
+@pytest.fixture
+def guidelines(monkeypatch):
+    specification = importlib.util.spec_from_file_location("guidelines", FOLDER / "guidelines.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    for name, value in {"WIDTH": 4, "BATCH": 8, "SAMPLES": 16, "REAL": 64, "CHECKPOINTS": 4}.items():
+        monkeypatch.setattr(module, name, value)
+    return module
+
+
+def test_every_guideline_can_be_taken_away_and_a_second_call_goes_on(guidelines, tmp_path, monkeypatch, capsys):
+    small = [variant._replace(batch=8) for variant in guidelines.VARIANTS]
+    monkeypatch.setattr(guidelines, "VARIANTS", small)
+    command = ["guidelines.py", "--steps", "4", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, "--only", "BatchNorm"])
+    guidelines.main()
+    monkeypatch.setattr(sys, "argv", command)
+    guidelines.main()
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sorted(row["variant"] for row in rows) == sorted(variant.name for variant in small)
+    assert all([*row["distances"]] == [*"1234"] and [*row["moved"]] == [*"234"] for row in rows)
+    assert len(list(tmp_path.glob("*.png"))) == len(rows)
+    *_, table = capsys.readouterr().out.strip().split("digits\n")
+    assert table.count("\n") == len(rows) + 1
+
+
+def test_a_guideline_matters_if_every_seed_says_so(guidelines):
+    assert guidelines.verdict([1.3, 1.5], dead=0) == "worse"
+    assert guidelines.verdict([1.3, 1.0], dead=0) == "no clear difference"
+    assert guidelines.verdict([0.5, 0.8], dead=0) == "better"
+    assert guidelines.verdict([1.3], dead=2) == "2 of 3 died"

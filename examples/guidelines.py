@@ -1,0 +1,321 @@
+"""Take away each guideline of the paper, alone, and see what it was good for.
+
+    python examples/guidelines.py                                              # digits, half an hour of two cores
+    python examples/guidelines.py --root DATA --sets mnist cifar10 --seeds 3 --steps 2000    # long
+
+Every run is a line of `runs/guidelines/rows.jsonl`, and a picture of the same 64 latents beside it; started again, the
+script goes on after the last one. At the end it prints the table.
+"""
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dcgan import Discriminator, Generator, Trainer, data, images, weights_init
+from dcgan.ema import ema_weight, update_average
+from dcgan.latents import seeded_latents
+from dcgan.metrics import Moments, frechet_distance, image_features, moments
+
+SIDE, WIDTH, LATENT_DIM, BATCH = 32, 32, 100, 64
+RATE = 2e-4 * 128 / WIDTH  # the paper's, at the paper's width
+CHECKPOINTS = 10
+SAMPLES, REAL = 2000, 5000
+CLEAR = 1.2  # a ratio of distances that counts as a difference, in every seed alike
+
+
+# Networks that break a rule: plain stacks of layers, as the trainer takes any two modules.
+
+
+def generator(channels: int, *, hidden: int = 0, last: tuple[nn.Module, ...] = (nn.Tanh(),)) -> nn.Module:
+    """A generator with a hidden linear layer of `hidden` units, or other layers after the last convolution."""
+    top = 4 * WIDTH
+    if hidden:
+        linear = [nn.Linear(LATENT_DIM, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+        layers = [*linear, nn.Linear(hidden, top * 16, bias=False), nn.Unflatten(1, (top, 4, 4))]
+    else:
+        layers = [nn.Unflatten(1, (LATENT_DIM, 1, 1)), nn.ConvTranspose2d(LATENT_DIM, top, 4, bias=False)]
+    for width in (2 * WIDTH, WIDTH, channels):
+        layers += [nn.BatchNorm2d(2 * width if width != channels else WIDTH), nn.ReLU()]
+        layers += [nn.ConvTranspose2d(layers[-2].num_features, width, 4, 2, 1, bias=False)]
+    return nn.Sequential(*layers, *last).apply(weights_init)
+
+
+def discriminator(
+    channels: int, *, pooled: bool = False, norm_first: bool = False, hidden: int = 0, averaged: bool = False
+) -> nn.Module:
+    """A discriminator with max-pooling, BatchNorm after its first layer, a hidden linear layer, or averaged maps."""
+    layers: list[nn.Module] = []
+    before = channels
+    for index, width in enumerate((WIDTH, 2 * WIDTH, 4 * WIDTH)):
+        if pooled:
+            layers += [nn.Conv2d(before, width, 3, 1, 1, bias=False), nn.MaxPool2d(2)]
+        else:
+            layers += [nn.Conv2d(before, width, 4, 2, 1, bias=False)]
+        layers += [nn.BatchNorm2d(width)] if index or norm_first else []
+        layers += [nn.LeakyReLU(0.2)]
+        before = width
+    if averaged:
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 1)]
+    elif hidden:
+        layers += [nn.Flatten(), nn.Linear(before * 16, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1)]
+    else:
+        layers += [nn.Conv2d(before, 1, 4, bias=False), nn.Flatten()]
+    return nn.Sequential(*layers).apply(weights_init)
+
+
+def pair(
+    channels: int, g: dict[str, Any] | None = None, d: dict[str, Any] | None = None
+) -> tuple[nn.Module, nn.Module]:
+    """The networks of the tutorial at this size, with other arguments for either."""
+    shared = {"image_size": SIDE, "channels": channels, "base_channels": WIDTH}
+    return Generator(**shared, **(g or {})), Discriminator(**shared, **(d or {}))
+
+
+def initialised(channels: int, init: Callable[[nn.Module], None]) -> tuple[nn.Module, nn.Module]:
+    networks = pair(channels)
+    for network in networks:
+        network.apply(init)
+    return networks
+
+
+def pytorch_default(module: nn.Module) -> None:
+    if hasattr(module, "reset_parameters"):
+        module.reset_parameters()
+
+
+def five_times_as_large(module: nn.Module) -> None:
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        nn.init.normal_(module.weight, 0.0, 0.1)
+
+
+class Variant(NamedTuple):
+    """What is taken away, what the paper says of it, and how to build it."""
+
+    name: str
+    says: str  # in our words, with the section
+    networks: Callable[[int], tuple[nn.Module, nn.Module]] = pair
+    options: dict[str, Any] = {}  # noqa: RUF012 - of a tuple, and never changed
+    batch: int = BATCH
+    together: bool = False  # real and generated images in one batch of BatchNorm
+
+
+OURS, TUTORIAL = "ours", "the tutorial"
+VARIANTS = [
+    Variant(OURS, "the rate of the paper at the paper's width, and shift"),
+    Variant(TUTORIAL, "rates of 2e-4 at any width, nothing else", options={"lr": 2e-4, "augmentations": ()}),
+    Variant(
+        "max-pooling in D, nearest enlargement in G",
+        "strides instead of pooling let the networks learn their own resampling (§3)",
+        lambda k: (pair(k, {"upsample": "resize", "kernel_size": 3})[0], discriminator(k, pooled=True)),
+    ),
+    Variant(
+        "a hidden linear layer of 1024 in both",
+        "deep networks do without fully connected hidden layers (§3)",
+        lambda k: (generator(k, hidden=1024), discriminator(k, hidden=1024)),
+    ),
+    Variant(
+        "averaged maps before the logit",
+        "global average pooling is stabler, but slower to converge (§3)",
+        lambda k: (pair(k)[0], discriminator(k, averaged=True)),
+    ),
+    Variant(
+        "no BatchNorm",
+        "BatchNorm is what lets deep generators begin to learn, and keeps them from one point (§3)",
+        lambda k: pair(k, {"norm": "none"}, {"norm": "none"}),
+    ),
+    Variant("no BatchNorm in G", "the same, of the generator", lambda k: pair(k, {"norm": "none"})),
+    Variant("no BatchNorm in D", "the same, of the discriminator", lambda k: pair(k, None, {"norm": "none"})),
+    Variant(
+        "BatchNorm at every layer",
+        "at all layers it makes samples oscillate (§3)",
+        lambda k: (generator(k, last=(nn.BatchNorm2d(k), nn.Tanh())), discriminator(k, norm_first=True)),
+    ),
+    Variant(
+        "one BatchNorm batch of real and generated images",
+        "the authors' code keeps them apart",
+        together=True,
+    ),
+    Variant(
+        "LeakyReLU in G",
+        "ReLU in the generator (§3)",
+        lambda k: pair(k, {"activation": "leaky-relu"}),
+    ),
+    Variant(
+        "ReLU in D", "LeakyReLU works well in the discriminator (§3)", lambda k: pair(k, None, {"activation": "relu"})
+    ),
+    Variant(
+        "linear output",
+        "a bounded output learns to cover the colours sooner (§3)",
+        lambda k: (generator(k, last=()), pair(k)[1]),
+    ),
+    Variant("sigmoid output", "tanh at the output (§3)", lambda k: pair(k, {"output": "sigmoid"})),
+    Variant("β₁ 0.9", "0.9 makes training oscillate, 0.5 stabilises it (§4)", options={"betas": (0.9, 0.999)}),
+    Variant("rates five times as high", "0.001 is too high (§4)", options={"lr": 5 * RATE}),
+    Variant("rates a quarter as high", "0.0002 it is (§4)", options={"lr": RATE / 4}),
+    Variant(
+        "PyTorch's initial weights",
+        "all weights begin at a standard deviation of 0.02 (§4)",
+        lambda k: initialised(k, pytorch_default),
+    ),
+    Variant("initial weights of 0.1", "the same", lambda k: initialised(k, five_times_as_large)),
+    Variant("uniform latents", "the latents are uniform (§4)", lambda k: pair(k, {"latent": "uniform"})),
+    Variant(
+        "minimax loss",
+        "log D(G(z)) is maximised, for its stronger gradients (Goodfellow et al., 2014, §3)",
+        options={"loss": "minimax"},
+    ),
+    Variant("batches of 16", "batches of 128 (§4)", batch=16),
+    Variant("batches of 512", "the same", batch=512),
+    Variant("turns", "the authors' code trains one network on each batch in turn", options={"schedule": "alternate"}),
+]
+
+
+def train(
+    variant: Variant, pictures: data.Images, real: Moments, steps: int, seed: int, folder: Path
+) -> dict[str, Any]:
+    """Train one variant; return its row."""
+    torch.manual_seed(seed)
+    channels = pictures.channels
+    g, d = variant.networks(channels)
+    distribution = getattr(g, "config", {}).get("latent", "normal")
+    options = {"lr": RATE, "augmentations": ("shift",), "latent_dim": LATENT_DIM, "latent": distribution, "seed": seed}
+    trainer = Trainer(g, d, **options | variant.options)
+    batches = data.Batches(pictures, min(variant.batch, len(pictures)), seed=seed)
+    run = joint_steps(trainer, batches, steps, seed) if variant.together else trainer.iterate(batches, steps)
+    z = seeded_latents(SAMPLES, LATENT_DIM, seed=seed + 2, distribution=distribution)
+    value_range = images.VALUE_RANGES[getattr(g, "config", {}).get("output", "tanh")]
+    row: dict[str, Any] = {"distances": {}, "moved": {}, "collapse": None}
+    began, before = time.perf_counter(), None
+    try:
+        for step, _ in enumerate(run, start=1):
+            if step % (steps // CHECKPOINTS):
+                continue
+            samples = draw(trainer.ema, z, value_range)
+            row["distances"][step] = round(frechet_distance(real, image_features(samples)), 2)
+            now = draw(trainer.generator, z[:64], value_range).float() / 255  # not averaged, which would hide it
+            if before is not None:
+                row["moved"][step] = round((now - before).abs().mean().item(), 4)
+            before = now
+    except FloatingPointError as error:
+        row["collapse"] = str(error)
+    else:
+        row["collapse"] = trainer.collapse
+        images.save_png(folder / f"{variant.name.replace(' ', '-')}-{seed}.png", images.grid(samples[:64]))
+    return row | {"seconds": round(time.perf_counter() - began)}
+
+
+@torch.no_grad()
+def draw(network: nn.Module, z: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """Return uint8 images, normalised by the statistics of their own batches, as every network here can be."""
+    network = copy.deepcopy(network).train()
+    return torch.cat([images.to_uint8(network(part), value_range) for part in z.split(500)])
+
+
+def joint_steps(trainer: Trainer, batches: data.Batches, steps: int, seed: int) -> Iterator[None]:
+    """Train as the trainer does, without augmentation, but on real and generated images as one batch of BatchNorm."""
+    g, d, rng, step = trainer.generator, trainer.discriminator, torch.Generator().manual_seed(seed), 0
+    while True:
+        for batch in batches:
+            real = images.from_uint8(batch)
+            z = torch.randn(len(real), LATENT_DIM, generator=rng)
+            fake = g(z)
+            on_real, on_fake = d(torch.cat([real, fake.detach()])).flatten().chunk(2)
+            trainer.d_optimizer.zero_grad()
+            (functional.softplus(-on_real) + functional.softplus(on_fake)).mean().backward()
+            trainer.d_optimizer.step()
+            trainer.g_optimizer.zero_grad()
+            functional.softplus(-d(torch.cat([real, fake])).flatten().chunk(2)[1]).mean().backward()
+            trainer.g_optimizer.step()
+            update_average(trainer.ema, g, ema_weight(torch.tensor(step), 0.999))
+            step += 1
+            yield
+            if step == steps:
+                return
+
+
+def verdict(ratios: list[float], dead: int) -> str:
+    """Say in a word what runs without a guideline did, by their distances as multiples of those with it."""
+    if dead:
+        return f"{dead} of {dead + len(ratios)} died"
+    if min(ratios) > CLEAR:
+        return "worse"
+    return "better" if max(ratios) < 1 / CLEAR else "no clear difference"
+
+
+def table(rows: list[dict[str, Any]], name: str) -> str:
+    """Format the runs on a set as Markdown: distance at the end, movement over its second half, steps to half-way."""
+    lines = ["| taken away | the paper | distance | to ours | moves | half-way | |", "|---|---|---|---|---|---|---|"]
+    ours = {row["seed"]: row for row in rows if (row["set"], row["variant"]) == (name, OURS)}
+    for variant in VARIANTS:
+        runs = [row for row in rows if (row["set"], row["variant"]) == (name, variant.name) and row["seed"] in ours]
+        if not runs:
+            continue
+        alive = [row for row in runs if not row["collapse"]]
+        ratios = [end(row) / end(ours[row["seed"]]) for row in alive]
+        cells = [f"{median(values):.3g}" if values else "-" for values in (list(map(end, alive)), ratios)]
+        moves = [median(list(row["moved"].values())[CHECKPOINTS // 2 :]) for row in alive]
+        halves = [half_way(row, ours[row["seed"]]) for row in alive]
+        cells += [f"{median(moves):.3f}" if moves else "-", f"{median(halves):.0f}" if halves else "-"]
+        said = "" if variant.name == OURS else verdict(ratios, len(runs) - len(alive))
+        lines.append(f"| {variant.name} | {variant.says} | {' | '.join(cells)} | {said} |")
+    return "\n".join(lines)
+
+
+def end(row: dict[str, Any]) -> float:
+    return list(row["distances"].values())[-1]
+
+
+def half_way(row: dict[str, Any], ours: dict[str, Any]) -> float:
+    """The first checkpoint that is as near as ours half-way through; infinity if there is none."""
+    mark = list(ours["distances"].values())[CHECKPOINTS // 2 - 1]
+    return next((int(step) for step, distance in row["distances"].items() if distance <= mark), float("inf"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", default=["digits"], help="datasets, or folders of images")
+    parser.add_argument("--root", type=Path, help="folder that holds the datasets")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="+", help="parts of the names of variants to run")
+    parser.add_argument("--out", type=Path, default=Path("runs/guidelines"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    log = options.out / "rows.jsonl"
+    chosen = [v for v in VARIANTS if not options.only or any(part in v.name for part in [OURS, *options.only])]
+    for name in options.sets:
+        grey = name in ("digits", "mnist", "fashion-mnist")
+        known = name in data.DATASETS
+        root = None if name == "digits" else options.root if known else Path(name)
+        pictures = data.load(name if known else "folder", root=root, image_size=SIDE, channels=1 if grey else 3)
+        shown = np.sort(np.random.default_rng(0).permutation(len(pictures))[:REAL])
+        real = moments(image_features(pictures.batch(shown)))
+        for seed in range(options.seeds):
+            for variant in chosen:
+                key = {"set": name, "variant": variant.name, "seed": seed, "steps": options.steps}
+                if any(key.items() <= row.items() for row in read(log)):
+                    continue
+                row = key | train(variant, pictures, real, options.steps, seed, options.out)
+                with log.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{name}, {variant.name}, seed {seed}: {row['collapse'] or end(row)} in {row['seconds']} s")
+        print(f"\n{name}\n{table([row for row in read(log) if row['steps'] == options.steps], name)}\n")
+
+
+def read(log: Path) -> list[dict[str, Any]]:
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut the last one off
+
+
+if __name__ == "__main__":
+    main()
