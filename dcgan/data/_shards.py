@@ -95,7 +95,7 @@ def open_shards(pattern: Path, cache: Path) -> IndexedSource:
     path = cache / f"wds-index-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     index = _read_index(path)
     if index is None:
-        logger.info("indexing the shards %s, once", pattern)
+        logger.info("indexing %s, once", pattern)
         index = _index(shards)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
