@@ -7,6 +7,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
+    os.environ["OMP_NUM_THREADS"] = "1"  # as the commands have it, so that sums round alike
     from campaign import FLIPPED, Campaign
 
     count, seed = (int(word) for word in (sys.argv[1:] + ["100", "0"][len(sys.argv) - 1 :])[:2])
