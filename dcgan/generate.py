@@ -114,7 +114,7 @@ def sample_grid(generator: Generator, n: int, *, seed: int) -> Tensor:
     z = seeded_latents(columns, config["latent_dim"], seed=seed, distribution=config["latent"]).repeat(rows, 1)
     labels = torch.arange(rows, device="cpu").repeat_interleave(columns)
     batches = generator.sample_batches(z=z, labels=labels)
-    return images.grid(torch.cat([_pixels(generator, batch) for batch in batches]), columns=columns)
+    return images.grid(torch.cat([pixels_of(generator, batch) for batch in batches]), columns=columns)
 
 
 def default_batch_size(generator: Generator) -> int:
@@ -133,17 +133,18 @@ def existing_files(out: Path, n: int, *, start: int = 0) -> list[Path]:
 
 def sample_uint8(generator: Generator, n: int, **options: Any) -> Tensor:
     """Return generated images as uint8 `(n, K, H, W)`, on the CPU; `options` are those of `Generator.sample`."""
-    return torch.cat([_pixels(generator, batch) for batch in generator.sample_batches(n, **options)])
+    return torch.cat([pixels_of(generator, batch) for batch in generator.sample_batches(n, **options)])
 
 
-def _pixels(generator: Generator, batch: Tensor) -> Tensor:
+def pixels_of(generator: Generator, batch: Tensor) -> Tensor:
+    """Return what a generator has returned as uint8 `(N, K, H, W)`, on the CPU."""
     return images.to_uint8(batch, images.VALUE_RANGES[generator.config["output"]]).cpu()
 
 
 def _batches(generator: Generator, n: int, options: dict[str, Any]) -> Iterator[np.ndarray]:
     """Yield uint8 `(B, H, W, K)`."""
     for batch in generator.sample_batches(n, **options):
-        yield rearrange(_pixels(generator, batch), "b k h w -> b h w k").contiguous().numpy()
+        yield rearrange(pixels_of(generator, batch), "b k h w -> b h w k").contiguous().numpy()
 
 
 def _write_folder(folder: Path, generator: Generator, n: int, options: dict[str, Any]) -> Iterator[int]:

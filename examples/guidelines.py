@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dcgan import Discriminator, Generator, Trainer, data, images, weights_init
+from dcgan._files import read_json_lines
 from dcgan.ema import ema_weight, update_average
 from dcgan.latents import seeded_latents
 from dcgan.metrics import Moments, frechet_distance, image_features, moments
@@ -303,18 +304,13 @@ def main() -> None:
         for seed in range(options.seeds):
             for variant in chosen:
                 key = {"set": name, "variant": variant.name, "seed": seed, "steps": options.steps}
-                if any(key.items() <= row.items() for row in read(log)):
+                if any(key.items() <= row.items() for row in read_json_lines(log)):
                     continue
                 row = key | train(variant, pictures, real, options.steps, seed, options.out)
                 with log.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(f"{name}, {variant.name}, seed {seed}: {row['collapse'] or end(row)} in {row['seconds']} s")
-        print(f"\n{name}\n{table([row for row in read(log) if row['steps'] == options.steps], name)}\n")
-
-
-def read(log: Path) -> list[dict[str, Any]]:
-    lines = log.read_text().splitlines() if log.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]  # a kill may have cut the last one off
+        print(f"\n{name}\n{table([row for row in read_json_lines(log) if row['steps'] == options.steps], name)}\n")
 
 
 if __name__ == "__main__":

@@ -226,8 +226,8 @@ def _load_classes(generator: "Generator", source: _Source, options: dict[str, An
     if generator.config["num_classes"] is None or source.resize != "crop":
         return None
     try:
-        return load_labelled(source.name, source.split, root=source.root, number=_COMPARED, **options)  # type: ignore[arg-type]
-    except InputError:  # has no classes
+        return load_labelled(source.name, source.split, root=source.root, number=_COMPARED, **options)  # type: ignore[arg-type]  # below
+    except InputError:  # it has no classes, or is another set
         return None
 
 

@@ -272,9 +272,9 @@ def _read_expression(text: str) -> list[tuple[str, str]]:
 
 def _draw(generator: "Generator", latents: "Tensor") -> "Tensor":
     """Return the images of latents as uint8 `(N, K, H, W)`, on the CPU."""
-    from dcgan import images
+    from dcgan.generate import pixels_of
 
-    return images.to_uint8(generator.sample(z=latents), images.VALUE_RANGES[generator.config["output"]]).cpu()
+    return pixels_of(generator, generator.sample(z=latents))
 
 
 def _draw_arithmetic(generator: "Generator", groups: list[tuple[str, list[str], "Tensor"]]) -> "Tensor":

@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 from dcgan import images, latents
 from dcgan._config import sides
 from dcgan._errors import InputError
+from dcgan.generate import pixels_of
 from dcgan.models import Generator
 from dcgan.zoo import list_models, load_record
 
@@ -327,8 +328,7 @@ def _label(generator: Generator, view: View) -> int | None:
 
 
 def _pixels(generator: Generator, view: View, z: Tensor) -> Tensor:
-    drawn = generator.sample(z=z, labels=_label(generator, view))
-    return images.to_uint8(drawn, images.VALUE_RANGES[generator.config["output"]])
+    return pixels_of(generator, generator.sample(z=z, labels=_label(generator, view)))
 
 
 def _picked(generator: Generator, picks: Sequence[tuple[int, int]]) -> Tensor:
