@@ -218,15 +218,28 @@ def _rgb_frames(images: Tensor) -> np.ndarray:
 
 
 def save_curves(path: str | PathLike[str], records: Sequence[Mapping[str, Any]]) -> None:
-    """Draw how a run went, as a PNG of 1800×1160 pixels, atomically.
-
-    Its four panels are the losses, the outputs of D, the Fréchet distance with its best value, and the images per
-    second, each over the step; steps at which training had collapsed are shaded. Long curves are pale, with their
-    running mean on top. Values that are not finite are left out, and outliers run off the panel. Equal records give
-    equal files.
+    """Write the picture of `draw_curves` as a PNG, atomically. Equal records give equal files.
 
     Args:
         path: File to write.
+        records: As in `draw_curves`.
+
+    Raises:
+        ValueError: If there is no record.
+    """
+    pixels = draw_curves(records)
+    with atomic_write(path) as file:
+        file.write(encode_png(pixels))
+
+
+def draw_curves(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Draw how a run went, as uint8 `(1160, 1800, 3)`.
+
+    Its four panels are the losses, the outputs of D, the Fréchet distance with its best value, and the images per
+    second, each over the step; steps at which training had collapsed are shaded. Long curves are pale, with their
+    running mean on top. Values that are not finite are left out, and outliers run off the panel.
+
+    Args:
         records: The lines of a run's `metrics.jsonl`, in order, at least one; each has `step`, and any of
             the other keys.
 
@@ -236,9 +249,23 @@ def save_curves(path: str | PathLike[str], records: Sequence[Mapping[str, Any]])
     if not records:
         raise InputError("curves need at least one record")
     with _quiet_matplotlib():
-        pixels = _draw_curves(records)
-    with atomic_write(path) as file:
-        file.write(encode_png(pixels))
+        from matplotlib import style
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+    with style.context(["default", _STYLE]):  # whatever style the program around has; it is restored
+        figure = Figure(figsize=(9, 5.8), dpi=200)
+        canvas: Any = FigureCanvasAgg(figure)
+        panels = figure.subplots(2, 2, sharex=True)
+        figure.subplots_adjust(left=0.055, right=0.972, bottom=0.085, top=0.94, wspace=0.15, hspace=0.22)
+        losses, outputs, quality, speed = panels.flat
+        _draw_losses(losses, records)
+        _draw_outputs(outputs, records)
+        _draw_quality(quality, records)
+        _draw_speed(speed, records)
+        _draw_steps(panels, records)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[:, :, :3]
 
 
 def save_errors(path: str | PathLike[str], errors: Mapping[str, Sequence[float]]) -> None:
@@ -286,27 +313,6 @@ def _quiet_matplotlib() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _draw_curves(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Return the picture that `save_curves` writes: uint8 `(H, W, 3)`."""
-    from matplotlib import style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with style.context(["default", _STYLE]):  # whatever style the program around has; it is restored
-        figure = Figure(figsize=(9, 5.8), dpi=200)
-        canvas: Any = FigureCanvasAgg(figure)
-        panels = figure.subplots(2, 2, sharex=True)
-        figure.subplots_adjust(left=0.055, right=0.972, bottom=0.085, top=0.94, wspace=0.15, hspace=0.22)
-        losses, outputs, quality, speed = panels.flat
-        _draw_losses(losses, records)
-        _draw_outputs(outputs, records)
-        _draw_quality(quality, records)
-        _draw_speed(speed, records)
-        _draw_steps(panels, records)
-        canvas.draw()
-        return np.asarray(canvas.buffer_rgba())[:, :, :3]
 
 
 def _draw_losses(axes: "Axes", records: Sequence[Mapping[str, Any]]) -> None:
