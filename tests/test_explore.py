@@ -5,10 +5,12 @@ import math
 import socket
 import subprocess
 import sys
+from contextlib import closing
 from importlib.metadata import version
 from importlib.util import find_spec
 from urllib.parse import parse_qsl
 
+import numpy as np
 import pytest
 import torch
 from commands import said
@@ -16,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import TINY, start_and_stop
 
-from dcgan import Generator, images, latents
+from dcgan import Generator, _log, images, latents
 from dcgan._errors import InputError
 from dcgan.explore import Models, View, _view, draw, export_space
+from dcgan.recipe import Recipe
+from dcgan.run import Run
 from dcgan.zoo import list_models, load_record
 
 NAMES = st.integers(0, 999).map(str) | st.tuples(st.integers(0, 99), st.integers(0, 999)).map("{0[0]}:{0[1]}".format)
@@ -229,11 +233,27 @@ def test_what_is_known_of_a_model_is_told(tmp_path, models):
     ) + "![spy](https://example.org/p.png) <img src='//example.org'>"
     (run / "README.md").write_text(card, encoding="utf-8")
     text, curves, samples = _view.tell(Models(str(run)), "run")
-    assert text.startswith("# run\n")
+    assert text.startswith("- **step**: 6\n- **health**: ")
+    assert "\n# run\n" in text
     assert "16×16 images" in text
     assert not [word for word in ("example.org", str(tmp_path), "root:", "from_pretrained") if word in text]
-    assert curves == run / "curves.png"
+    assert np.array_equal(curves, images.draw_curves(_log.read(run / "metrics.jsonl")))
     assert [path.name for path in samples] == [f"step-{step:06d}.png" for step in (0, 5, 6)]
+
+
+def test_a_run_that_goes_on_is_followed(tmp_path):
+    run = start_and_stop(TINY.replace(steps=6), tmp_path / "run")
+    models = Models(str(run))
+    before, drawn, (text, *_) = models.stamp("run"), draw(models, View("run")), _view.tell(models, "run")
+    assert models.stamp("run") == before
+    with closing(Run.resume(run, Recipe.from_yaml((run / "recipe.yaml").read_text()).replace(steps=12))) as resumed:
+        for _ in resumed.train():
+            pass
+    assert models.stamp("run") != before
+    assert not torch.equal(draw(models, View("run")), drawn)
+    assert "**step**: 6" in text
+    assert "**step**: 12" in _view.tell(models, "run")[0]
+    assert models.stamp("digits") is None
 
 
 @needs_gradio

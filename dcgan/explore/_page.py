@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _FRAMES_PER_SECOND = 20
+_FOLLOW_SECONDS = 3  # between two looks at the files of a run
 _CACHE_SECONDS = 3600  # how long what was shown or uploaded stays on disk, while the page is served
 _SHOW_LINK = "query => { history.replaceState(null, '', '?' + query); return location.href }"
+_FOLLOWED = 7  # what a look may change: what was seen, picture, link, images, text, curves, samples
 _ROLES = {"the centre": "centre", "the walk": "walk", "A": "a", "B": "b", "C": "c"}
 
 
@@ -110,6 +112,14 @@ def build_page(models: Models) -> gr.Blocks:
         back.click(handlers.go_back, inputs, everything, show_progress="hidden")
         other.click(handlers.take_other_ways, inputs, everything, show_progress="hidden")
         query.change(None, query, link, js=_SHOW_LINK)
+        seen = gr.State()
+        gr.Timer(_FOLLOW_SECONDS, active=models.stamp(models.default) is not None).tick(
+            handlers.follow,
+            [seen, *inputs],
+            [seen, *drawn, shown, *about],
+            show_progress="hidden",
+            trigger_mode="once",
+        )
     return page
 
 
@@ -289,6 +299,27 @@ class _Handlers:
         captioned = zip(_to_pil(both), ["yours", f"error {error:.4f}"], strict=True)
         return gr.Gallery(list(captioned), visible=True), centre
 
+    def follow(self, seen: Any, *values: Any) -> list[Any]:
+        """Show what a run that is training has written since the last look, `seen`."""
+        model, nothing = values[0], [gr.skip()] * _FOLLOWED
+        try:
+            now = [model, self.models.stamp(model)]
+            if now[1] is None or now == seen:
+                return nothing
+            view = View(*values)
+            return [now, *self._picture(view), _to_pil(_view.draw_seed(self.models, view)), *self._about(model)]
+        except (DcganError, OSError):  # half-typed or half-written: another look finds better
+            return nothing
+
+    def _about(self, model: str) -> list[Any]:
+        text, curves, samples = _view.tell(self.models, model)
+        captioned = [(_open(path), f"step {path.stem[5:].lstrip('0') or 0}") for path in samples]
+        return [
+            text,
+            gr.Image(curves, visible=curves is not None),
+            gr.Gallery(captioned, visible=bool(samples)),
+        ]
+
     def _picture(self, view: View) -> list[Any]:
         return [_to_pil(_view.draw(self.models, view)[None])[0], view.to_query()]
 
@@ -303,15 +334,7 @@ class _Handlers:
         picture, shown = self._picture(view), _to_pil(_view.draw_seed(self.models, view))
         classes = self.models.load(view.model).config["num_classes"]
         values["label"] = gr.Dropdown(list(range(classes or 1)), value=view.label, visible=classes is not None)
-        text, curves, samples = _view.tell(self.models, view.model)
-        about = [
-            text,
-            gr.Image(_open(curves) if curves else None, visible=curves is not None),
-            gr.Gallery(
-                [(_open(path), f"step {path.stem[5:].lstrip('0') or 0}") for path in samples], visible=bool(samples)
-            ),
-        ]
-        return [*values.values(), *picture, shown, *about]
+        return [*values.values(), *picture, shown, *self._about(view.model)]
 
 
 @contextmanager

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from dcgan import images, latents
+from dcgan import _log, images, latents
 from dcgan._config import sides
 from dcgan._errors import InputError
 from dcgan.generate import pixels_of
+from dcgan.hub._client import WEIGHT_FILES
 from dcgan.models import Generator
 from dcgan.zoo import list_models, load_record
 
@@ -140,12 +141,12 @@ class Models:
         elif model not in on_board:
             self._places = {model: model, **on_board}
         self.names = list(self._places)
-        self._generators: dict[str, Generator] = {}
+        self._generators: dict[str, tuple[int, Generator]] = {}
         self._lock = Lock()
         self.load(self.default)
 
     def load(self, name: str) -> Generator:
-        """Return the generator of that name.
+        """Return the generator of that name; of a run that is training, as it was last saved.
 
         Raises:
             ValueError: If it is none of `names`.
@@ -153,9 +154,24 @@ class Models:
         if name not in self._places:
             raise InputError(f"this page has the models {', '.join(self.names)}, and no other")
         with self._lock:
-            if name not in self._generators:
-                self._generators[name] = Generator.from_pretrained(self._places[name], dtype=torch.float32)
-            return self._generators[name]
+            written = self._written(name)  # before it is read, so that a later file is taken for a new one
+            if name not in self._generators or self._generators[name][0] != written:
+                self._generators[name] = written, Generator.from_pretrained(self._places[name], dtype=torch.float32)
+            return self._generators[name][1]
+
+    def _written(self, name: str) -> int:
+        """Return when the weights of a model were written; 0 if they are not in a folder."""
+        folder = self.folder(name)
+        files = [] if folder is None else [path for path in (folder / file for file in WEIGHT_FILES) if path.exists()]
+        return max((path.stat().st_mtime_ns for path in files), default=0)
+
+    def stamp(self, name: str) -> tuple[int, ...] | None:
+        """Return what changes when a run's weights, log or samples do; None if a model is not a run's."""
+        folder = self.folder(name)
+        if folder is None or not (folder / "recipe.yaml").is_file():
+            return None
+        others = (folder / "metrics.jsonl", folder / "samples")
+        return (self._written(name), *(path.stat().st_mtime_ns for path in others if path.exists()))
 
     def folder(self, name: str) -> Path | None:
         """Return the folder of a model, if it is in one."""
@@ -275,8 +291,11 @@ def write_latent(z: Tensor) -> str:
     return "z." + base64.urlsafe_b64encode(z.cpu().numpy().astype("<f2").tobytes()).decode().rstrip("=")
 
 
-def tell(models: Models, name: str) -> tuple[str, Path | None, list[Path]]:
-    """Return what is known of a model: a text in Markdown, and of a run the pictures of its curves and its samples."""
+def tell(models: Models, name: str) -> tuple[str, np.ndarray | None, list[Path]]:
+    """Return what is known of a model: a text in Markdown, and of a run the picture of its curves and its samples.
+
+    The curves are uint8 `(H, W, 3)`, drawn from the log, which is newer than the picture in the folder while it trains.
+    """
     folder = models.folder(name)
     if name in list_models():
         record = load_record(name)
@@ -284,20 +303,25 @@ def tell(models: Models, name: str) -> tuple[str, Path | None, list[Path]]:
         facts |= {"licence": record.licence, "from": record.source, "notice": record.notice}
         facts |= {key: value for key, value in record.figures.items() if isinstance(value, str)}
         facts |= {key: str(record.training[key]) for key in ("command", "machine") if key in record.training}
-        text = "\n".join(f"- **{key}**: {value}" for key, value in facts.items() if value)
+        text = _itemize({key: value for key, value in facts.items() if value})
     elif folder is not None and (folder / "README.md").is_file():
         card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
         text = _publish(card, name)
     else:
-        config = models.load(name).config
-        text = "\n".join(f"- **{key}**: {value}" for key, value in config.items())
-    if folder is None:
+        text = _itemize(models.load(name).config)
+    if folder is None or not (records := _log.read(folder / "metrics.jsonl")):
         return text, None, []
+    figures = {record["step"]: record["fd"] for record in records if "fd" in record}
+    progress = {"step": records[-1]["step"]} | _log.summarize(records, figures)
+    text = f"{_itemize(progress)}\n\n{text}"
     samples = sorted((folder / "samples").glob("step-*.png"))
     count = min(len(samples), _SAMPLES)
     chosen = [samples[round(i * (len(samples) - 1) / max(count - 1, 1))] for i in range(count)]  # the first to the last
-    curves = folder / "curves.png"
-    return text, curves if curves.is_file() else None, chosen
+    return text, images.draw_curves(records), chosen
+
+
+def _itemize(facts: Mapping[str, Any]) -> str:
+    return "\n".join(f"- **{key}**: {value}" for key, value in facts.items())
 
 
 def _publish(card: str, name: str) -> str:
