@@ -39,7 +39,7 @@ _FLAGS = """
 --no-flip --no-log --no-skip-bad --no-stem-activation --no-sync-batchnorm --norm --norm-eps --on-collapse --out
 --output --precision --print-recipe --r1 --recipe --resize --resume --root --sample-every --samples --save-every
 --schedule --seed --skip-bad --slope --stages --stem --stem-activation --stem-norm --steps --sync-batchnorm --upsample
---weight-decay --workers
+--watch --weight-decay --workers
 """
 FLAGS = set(_FLAGS.split())
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and pipes of other systems differ")
@@ -381,6 +381,8 @@ def test_a_dry_run_refuses_what_the_run_would(dcgan_says):
 
 
 def test_a_dry_run_resumes_nothing(dcgan_says, trained):
+    code, _, err = dcgan_says("train", *TINY, "--watch", "--dry-run")
+    assert (code, err) == (2, "dcgan: --dry-run ends before there is anything to see: omit --watch")
     code, _, err = dcgan_says("train", "--resume", trained, "--dry-run")
     assert (code, "omit --resume" in err) == (2, True)
 

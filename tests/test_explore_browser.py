@@ -282,3 +282,31 @@ def test_the_page_fits_a_desk_and_a_phone(chromium, page_of_a_run, width, tmp_pa
     visit.page.screenshot(path=folder / name, full_page=True)
     assert Image.open(BytesIO((folder / name).read_bytes())).width == width
     visit.leave()
+
+
+def test_a_watched_run_is_followed_until_it_ends(chromium, tmp_path):
+    small = [
+        "--image-size",
+        "16",
+        "--base-channels",
+        "4",
+        "--steps",
+        "100000",
+        "--log-every",
+        "20",
+        "--save-every",
+        "20",
+    ]
+    with served("-m", "dcgan", "train", "--watch", *small, "--out", tmp_path / "run", BROWSER="true") as training:
+        address = next(found[0] for line in training.stdout if (found := re.search(r"http://\S+", line)))
+        visit = Visit(chromium, address)
+        visit.page.get_by_role("tab", name="The model").click()
+        step = visit.page.get_by_role("listitem").filter(has_text=re.compile(r"^step: "))
+        with visit.changing():
+            before = step.inner_text()
+        visit.page.wait_for_function("([item, text]) => item.innerText !== text", arg=[step.element_handle(), before])
+        visit.leave()
+        training.send_signal(signal.SIGINT)
+        assert training.wait(60) == 130
+    with pytest.raises(OSError, match="refused"), socket.create_connection(("127.0.0.1", urlsplit(address).port)):
+        pass

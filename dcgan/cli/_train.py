@@ -1,11 +1,16 @@
 """`dcgan train`."""
 
+import logging
+import subprocess
+import sys
 import tempfile
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from threading import Thread
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -28,6 +33,8 @@ from dcgan.recipe import Recipe
 if TYPE_CHECKING:
     from dcgan.run import Run
 
+logger = logging.getLogger(__name__)
+
 _DEFAULTS = RecipeOptions()
 
 
@@ -40,6 +47,7 @@ def train(
     config: Path | None = None,  # noqa: ARG001 - read by read_recipe_file
     print_recipe: Annotated[bool, FLAG] = False,
     dry_run: Annotated[bool, FLAG] = False,
+    watch: Annotated[bool, FLAG] = False,
     options: Annotated[RecipeOptions, Parameter(name="*")] = _DEFAULTS,
 ) -> int:
     """Train a DCGAN; without any options, on handwritten digits that need no download.
@@ -59,6 +67,7 @@ def train(
         config: YAML file of options; the older spelling of --recipe.
         print_recipe: Print every option with the value it would have, in the format that --recipe reads, and exit.
         dry_run: Do a whole run of a single step, in a temporary folder.
+        watch: Open the page of dcgan explore on the run in the browser; it follows the run until training ends.
         options: The options of the run.
     """
     with exit_on_error():
@@ -69,6 +78,12 @@ def train(
             raise UsageError("a resumed run stays in its folder: omit --out")
         if resume is not None and dry_run:
             raise UsageError("--dry-run starts a new run: omit --resume")
+        if watch and dry_run:
+            raise UsageError("--dry-run ends before there is anything to see: omit --watch")
+        if watch:
+            from dcgan.explore._server import expect_gradio
+
+            expect_gradio()
         if _processes.may_restart() and out is None and resume is None and not dry_run:
             raise UsageError("torchrun --max-restarts needs --out, the folder in which the run goes on")
         if resume is None:
@@ -77,7 +92,7 @@ def train(
     with _processes.process_group():
         if dry_run:
             return _try_one_step(options, out)
-        return _train(options, out, resume)
+        return _train(options, out, resume, watch=watch)
 
 
 def _try_one_step(options: Recipe, out: Path | None) -> int:
@@ -92,7 +107,7 @@ def _try_one_step(options: Recipe, out: Path | None) -> int:
     return 0
 
 
-def _train(options: Recipe, out: Path | None, resume: Path | None) -> int:
+def _train(options: Recipe, out: Path | None, resume: Path | None, *, watch: bool) -> int:
     began = time.perf_counter()
     run = _open_run(options, out, resume)
     folder = quote(str(run.folder))
@@ -106,12 +121,33 @@ def _train(options: Recipe, out: Path | None, resume: Path | None) -> int:
         if run.recipe.lr_decay:
             more = f"to start a new run from its networks: {command} --from {folder}"
         raise UsageError(f"{run.folder} has completed all of its {run.steps} steps; {more}")
-    if stopped_by := _train_to_the_end(run):
+    with _page(run.folder) if watch and _processes.process_rank() == 0 else nullcontext():
+        stopped_by = _train_to_the_end(run)
+    if stopped_by:
         say(f"\nstopped at step {run.trainer.steps} of {run.steps}, and saved; to resume:")
         say(f"  {command} --resume {folder}")
         return 128 + stopped_by
     _conclude(run, round(time.perf_counter() - began))
     return 0
+
+
+@contextmanager
+def _page(folder: Path) -> Iterator[None]:
+    """Show the page of `dcgan explore` on a folder, from a process of its own, until the block ends."""
+    command = [sys.executable, "-m", "dcgan", "explore", str(folder), "--port", "0", "--open"]
+    # A session of its own, so that Ctrl-C reaches training alone, which closes the page when it has saved.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:  # noqa: S603 - ourselves
+        Thread(target=_tell_address, args=[process.stdout], daemon=True).start()
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+def _tell_address(lines: IO[str]) -> None:
+    """Log where the page is, once it can be opened, which takes some seconds."""
+    if line := lines.readline():
+        logger.info("watch it at %s", line.split()[0])
 
 
 def _expect_used(options: Recipe) -> None:
