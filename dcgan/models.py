@@ -29,6 +29,7 @@ from dcgan._config import minimum_parameters, pyramid, sides, validate_config
 from dcgan._errors import InputError
 from dcgan._modules import copy_module
 from dcgan.architectures import ARCHITECTURES
+from dcgan.drawing import to_html
 from dcgan.ema import BATCH_NORMS
 from dcgan.hub._pretrained import Pretrained
 from dcgan.latents import seeded_latents
@@ -69,6 +70,13 @@ class _Network(Pretrained):
         network = Generator if issubclass(cls, Generator) else Discriminator
         defaults = {name: parameter.default for name, parameter in signature(network).parameters.items()}
         return minimum_parameters(validate_config(network, defaults | config))
+
+    def _repr_html_(self) -> str | None:
+        """Return a picture and a table for a notebook, which shows the text for None: with layers of other types."""
+        try:
+            return to_html(self)  # type: ignore[arg-type]  # one of the two below
+        except InputError:
+            return None
 
     def _one_hot(self, labels: Tensor | None, count: int) -> Tensor | None:
         """Return `count` labels as zeros and ones `(N, Y)`; None for a network without classes."""

@@ -28,14 +28,14 @@ ORDER = """
     data._shards data._hub data._sharding
     data _labelled _dedup
     hub._card hub._client zoo hub._pretrained hub
-    layers models visualize trainer
+    drawing layers models visualize trainer
     convert._files convert._chains convert._configs convert._statistics convert._build convert zoo._fetch
     export generate _quality _build run
     explore._view explore._page explore._server explore._space explore
     bench._contender bench bench.robustness
     cli._messages cli._processes cli._terminal cli._migration cli._options cli._arguments
     cli._bench cli._convert cli._dedup cli._evaluate cli._explore cli._features cli._generate cli._latents cli._models
-    cli._pack cli._push cli._recipes cli._train cli._visualize cli __main__
+    cli._pack cli._push cli._recipes cli._show cli._train cli._visualize cli __main__
 """.split()  # noqa: SIM905 - it reads as the layers that it is
 
 

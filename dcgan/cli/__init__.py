@@ -28,6 +28,7 @@ from dcgan.cli._pack import pack
 from dcgan.cli._processes import process_count, process_rank
 from dcgan.cli._push import push
 from dcgan.cli._recipes import recipes
+from dcgan.cli._show import show
 from dcgan.cli._terminal import RunError, UsageError, say
 from dcgan.cli._train import train
 from dcgan.cli._visualize import visualize
@@ -39,7 +40,7 @@ app = App(
     error_console=Console(stderr=True),
 )
 app.command(train, config=read_recipe_file)
-_COMMANDS: list[Callable[..., int]] = [recipes, models, generate, walk, arithmetic, project, explore, visualize]
+_COMMANDS: list[Callable[..., int]] = [recipes, models, show, generate, walk, arithmetic, project, explore, visualize]
 _COMMANDS += [features, dedup, pack, evaluate, convert, export, push, bench]
 for _command in _COMMANDS:
     app.command(_command)
