@@ -18,10 +18,10 @@ def test_a_full_card_states_all_that_is_known():
         "me/faces",
         CONFIG,
         architecture="tutorial",
-        dataset="celeba",
+        dataset="mnist",
         steps=12_000,
         batch_size=128,
-        recipe="data: celeba\n",
+        recipe="data: mnist\n",
         metrics={"FID": "31.2 (50,000 samples, training split, seed 0)"},
         licence="mit",
         picture="samples.gif",
@@ -31,19 +31,25 @@ def test_a_full_card_states_all_that_is_known():
         "pipeline_tag": "unconditional-image-generation",
         "tags": ["gan", "dcgan"],
         "license": "mit",
-        "datasets": ["celeba"],
+        "datasets": ["ylecun/mnist"],
     }
     for text in (
-        "the tutorial architecture for 16×48 images with 3 channels, trained on celeba for 12,000 steps of 128 images",
+        "the tutorial architecture for 16×48 images with 3 channels, trained on mnist for 12,000 steps of 128 images",
         'Generator.from_pretrained("me/faces")',
         "![Generated images](samples.gif)",
         "| FID | 31.2 (50,000 samples, training split, seed 0) |",
-        "```yaml\ndata: celeba\n```",
+        "```yaml\ndata: mnist\n```",
         "| `base_channels` | `2` |",
         "```bash\npip install dcgan\n```",
         "## Licence\n\nmit",
     ):
         assert text in card
+
+
+def test_a_set_that_the_hub_does_not_have_is_no_dataset_of_the_card():
+    card = model_card("me/faces", CONFIG, dataset="folder")
+    assert "datasets" not in front_matter(card)
+    assert "trained on folder" in card
 
 
 def test_a_plain_card_claims_nothing():

@@ -8,6 +8,15 @@ from typing import Any
 from dcgan._config import sides
 
 
+# Datasets whose cards the Hub links to a model's; a set of no or of another name has no place in a card's data.
+_ON_THE_HUB = {
+    "mnist": "ylecun/mnist",
+    "fashion-mnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "svhn": "ufldl-stanford/svhn",
+}
+
+
 def model_card(
     name: str,
     config: Mapping[str, Any],
@@ -43,7 +52,7 @@ def model_card(
         pipeline_tag=None if config.get("num_classes") else "unconditional-image-generation",
         tags=["gan", "dcgan"],
         license=licence,
-        datasets=[dataset] if dataset else None,
+        datasets=[_ON_THE_HUB[dataset]] if dataset in _ON_THE_HUB else None,
     )
     (height, width), channels = sides(config), config["channels"]
     training = f", trained on {dataset}" if dataset else ", trained" if steps is not None else ""

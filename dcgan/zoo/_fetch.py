@@ -20,6 +20,7 @@ from dcgan.data import cache_folder
 from dcgan.hub._pretrained import CONFIG, WEIGHTS
 from dcgan.zoo import Model, RemoteFile
 
+_CONVERSION = 1  # part of the name in the cache: raise it when the same files are to give another network
 _SECONDS_OF_SILENCE = 30.0
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def fetch(
     if model.on_board:
         return model.folder
     parent = Path(cache_dir) if cache_dir is not None else cache_folder() / "zoo"
-    folder = parent / f"{model.name}-{model.files[0].sha256[:12]}"
+    folder = parent / f"{model.name}-{model.files[0].sha256[:12]}-{_CONVERSION}"
     whole = (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
     if whole and not force_download:
         return folder
