@@ -7,7 +7,6 @@ from typing import Any
 
 from dcgan._config import sides
 
-
 # Datasets whose cards the Hub links to a model's; a set of no or of another name has no place in a card's data.
 _ON_THE_HUB = {
     "mnist": "ylecun/mnist",
