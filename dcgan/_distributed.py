@@ -8,10 +8,10 @@ framework that starts processes will do.
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import TypeVar
 
 import torch
@@ -133,6 +133,32 @@ def fail_together() -> Iterator[None]:
     for rank, message in enumerate(messages):
         if message is not None:
             raise InputError(f"process {rank}: {message}")
+
+
+def compute_parts(compute: Callable[[int, int], T], number: int, size: int) -> list[T]:
+    """Compute something of each of `number` images, in parts of at most `size`, each process consecutive ones of them.
+
+    What a part holds does not depend on the number of processes, and so neither does what is computed of it.
+
+    Args:
+        compute: Called with the index of the first image of a part, and with that after its last one; it returns what
+            can be pickled, and waits for no other process.
+        number: Number of images.
+        size: Number of images in a part.
+
+    Returns:
+        What `compute` has returned, in the order of the parts, in the first process; nothing in the others.
+    """
+    starts, rank, processes = range(0, number, size), process_rank(), process_count()
+    own = starts[len(starts) * rank // processes : len(starts) * (rank + 1) // processes]
+    with fail_together():
+        found = [compute(start, min(start + size, number)) for start in own]
+    if processes == 1:
+        return found
+    gathered: list[list[T]] | None = [[]] * processes if rank == 0 else None
+    with _explain_loss():
+        dist.gather_object(found, gathered)
+    return list(chain.from_iterable(gathered or []))
 
 
 def warn_if_alone() -> None:

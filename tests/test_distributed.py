@@ -1,6 +1,9 @@
 """Several processes train one pair of networks. Each process checks its own side; the first failure is raised here."""
 
+import contextlib
 import copy
+import io
+import itertools
 import os
 import random
 import signal
@@ -19,6 +22,7 @@ from torch import nn
 
 from dcgan import Discriminator, Generator, Trainer, _distributed, checkpoint, cli, data
 from dcgan._errors import InputError
+from dcgan.cli import _evaluate
 from dcgan.ema import estimate_batchnorm_statistics
 from dcgan.latents import derive_seed
 from dcgan.losses import LOSSES
@@ -351,16 +355,103 @@ def test_all_but_the_first_process_are_silent(monkeypatch, capfd, tmp_path):
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
-    for arguments in (["train", "--stesp", "3"], ["train"], ["models"], ["evaluate", "x"]):
+    for arguments in (["train", "--stesp", "3"], ["train"], ["models"], ["walk", "x"], ["evaluate", "--out", "x.txt"]):
         assert cli.main(arguments) == 2
         assert capfd.readouterr() == ("", "")
     assert cli.main(["train", "--help"]) == 0
     assert capfd.readouterr() == ("", "")
     monkeypatch.setenv("RANK", "0")
-    assert cli.main(["evaluate", "x"]) == 2
-    assert "evaluate runs in one process, and torchrun has started 2" in capfd.readouterr().err
+    assert cli.main(["walk", "x"]) == 2
+    assert "walk runs in one process, and torchrun has started 2" in capfd.readouterr().err
+    assert cli.main(["evaluate", "--out", "x.txt"]) == 2
+    assert capfd.readouterr().err.count("--out must be a .json file, got x.txt") == 1
     assert cli.main(["train"]) == 2
     assert "torchrun --max-restarts needs --out" in capfd.readouterr().err
+
+
+def said(arguments):
+    """Run a command; return its exit code and what it printed to the two streams."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(list(map(str, arguments)))
+    return code, out.getvalue(), err.getvalue()
+
+
+EVALUATE = ["--data", "digits", "-n", 250, "--real-number", 130, "--device", "cpu"]
+FEATURES = ["--data", "digits", "--number", 60, "--test-number", 20, "--batch-size", 64, "--device", "cpu"]
+
+
+def make_small(patch):
+    patch.setattr(_evaluate, "_PART", 100)
+    patch.setattr(_evaluate, "_SUBSETS", 3)
+
+
+def measuring(rank, folder):
+    """The first process writes and says what one would, the other nothing; what fails in one fails in both."""
+    for number, size in itertools.product([1, 3, 4, 5], [1, 2, 4, 7]):
+        parts = _distributed.compute_parts(lambda start, end: (start, end, rank), number, size)
+        assert [part[:2] for part in parts] == (
+            [] if rank else [(i, min(i + size, number)) for i in range(0, number, size)]
+        )
+        assert [part[2] for part in parts] == [int(i >= len(parts) // 2) for i in range(len(parts))]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in {"WORLD_SIZE": "2", "RANK": str(rank), "TORCHELASTIC_RUN_ID": "x"}.items():
+            patch.setenv(name, value)
+        patch.setattr(_distributed, "process_group", contextlib.nullcontext)  # they are in one
+        make_small(patch)
+        cached = ["--cache-dir", folder / "several"]
+        first = said(["evaluate", folder / "model", *EVALUATE, *cached, "--out", folder / "several/a.json"])
+        # From what is kept of the real images.
+        kept = said(["evaluate", folder / "model", *EVALUATE, *cached, "--out", folder / "several/b.json"])
+        pooled = said(["features", folder / "plain", *FEATURES, *cached, "--out", folder / "several/features"])
+        alone = said(["features", folder / "alone", *FEATURES, *cached, "--out", folder / "several/alone"])
+        failed = said(["evaluate", folder / "model", *EVALUATE, "--no-cache", "--features", "own:fail_in_second"])
+    (folder / f"said-{rank}").write_text("".join(found[1] for found in (first, kept, pooled)), encoding="utf-8")
+    assert [found[0] for found in (first, kept, pooled, alone)] == [0, 0, 0, 0]
+    assert [found[2] for found in (first, kept, pooled)] == ["", "", ""]
+    assert alone[2].count("no samples: ") == 1 - rank
+    assert failed[0] == 2
+    assert failed[2] == ("" if rank else "dcgan: process 1: only here\n")
+
+
+OWN_FEATURES = """
+import torch.distributed as dist
+
+def fail_in_second(images):
+    if dist.get_rank() == 1:
+        raise OSError("only here")
+    return images.mean((2, 3))
+"""
+
+
+def test_processes_measure_as_one(tmp_path, monkeypatch):
+    make_small(monkeypatch)
+    torch.manual_seed(0)
+    Generator(num_classes=10, **TINY).save_pretrained(tmp_path / "model")
+    for folder, kinds in {"plain": (Generator, Discriminator), "alone": (Discriminator,)}.items():
+        for kind in kinds:
+            kind(**TINY).save_pretrained(tmp_path / folder)
+    (tmp_path / "own.py").write_text(OWN_FEATURES)
+    texts = []
+    for command, name, options, out in (
+        ("evaluate", "model", EVALUATE, "a.json"),
+        ("evaluate", "model", EVALUATE, "b.json"),
+        ("features", "plain", FEATURES, "features"),
+    ):
+        place = ["--cache-dir", tmp_path / "one", "--out", tmp_path / "one" / out]
+        code, text, err = said([command, tmp_path / name, *options, *place])
+        assert code == 0, err
+        texts.append(text.replace(str(tmp_path / "one"), str(tmp_path / "several")))
+    run_in_processes(measuring, 2, tmp_path)
+    assert [(tmp_path / f"said-{rank}").read_text(encoding="utf-8") for rank in (0, 1)] == ["".join(texts), ""]
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    compared = [file for file in files if file.suffix in (".json", ".png", ".npz", ".npy")]
+    assert {file.suffix for file in compared} == {".json", ".png", ".npz", ".npy"}
+    for file in compared:
+        if "crop" not in file.name or file.suffix != ".json":  # of packed files, which names their folder
+            assert (tmp_path / "several" / file).read_bytes() == (tmp_path / "one" / file).read_bytes(), file
 
 
 # Under torchrun, on Linux. The processes import torch, which takes longer than what they do.
@@ -443,3 +534,21 @@ def test_processes_generate_the_images_of_one(tmp_path):
     code, out, err = finish(start(*options, "--out", tmp_path / "all.zip", processes=2))
     assert code == 1
     assert err.count("dcgan: 2 processes write a folder of images together") == 1
+
+
+@pytest.mark.slow
+def test_processes_evaluate_as_one(tmp_path):
+    Generator(**TINY).save_pretrained(tmp_path / "model")
+    Discriminator(**TINY).save_pretrained(tmp_path / "model")
+    for command, options, out in (("evaluate", EVALUATE, "a.json"), ("features", FEATURES, "features")):
+        arguments = [command, tmp_path / "model", *options, "--no-cache"]
+        assert said([*arguments, "--out", tmp_path / "one" / out])[0] == 0
+        code, text, err = finish(start(*arguments, "--out", tmp_path / "several" / out, processes=3))
+        assert code == 0, err
+        assert text.count("written to") == 1
+        written = out if command == "evaluate" else f"{out}/results.json"
+        assert (tmp_path / "several" / written).read_bytes() == (tmp_path / "one" / written).read_bytes()
+        code, text, err = finish(start(*arguments, "--out", tmp_path / "several" / out))
+        assert code == 1
+        assert text == ""
+        assert err.count("exists: --force") == 1

@@ -8,11 +8,11 @@ import torch
 from commands import said
 from image_files import folder_of
 from PIL import Image
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
 from dcgan import Generator, data
-from dcgan._labelled import load_labelled
 from dcgan.cli import _evaluate
 from dcgan.generate import sample_uint8
 from dcgan.metrics import frechet_distance, image_features
@@ -229,12 +229,20 @@ def test_a_conditional_generator_is_judged_by_what_its_classes_teach(tmp_path, c
     Generator(image_size=16, base_channels=4, channels=1, num_classes=10).save_pretrained(tmp_path / "model")
     options = ("--data", "digits", "-n", 605, "--seed", 3, "--cache-dir", tmp_path / "cache")
     text = said(capsys, "evaluate", tmp_path / "model", *options, "--out", tmp_path / "a.json")
-    real = load_labelled("digits", "train", image_size=16, channels=1)
+    real, labels = data.load("digits", image_size=16, channels=1).batch(np.arange(1797)), load_digits().target
     fake = sample_uint8(Generator.from_pretrained(tmp_path / "model"), 605, seed=3, labels=np.arange(605) % 10)
-    distances = torch.cdist(real.images.flatten(1).double(), fake.flatten(1).double())
-    wrong = (distances.argmin(1) % 10 != real.labels).double().mean().item()
-    assert figures_of(tmp_path / "a.json")["neighbor_error"] == pytest.approx(wrong, abs=3 / len(real.labels))
-    assert f"of {len(real.labels):,} real images, each by the nearest generated one, in pixels" in text
+    distances = torch.cdist(real.flatten(1).double(), fake.flatten(1).double())
+    wrong = np.mean(distances.argmin(1).numpy() % 10 != labels)
+    assert figures_of(tmp_path / "a.json")["neighbor_error"] == pytest.approx(wrong, abs=3 / len(labels))
+    assert "of 1,797 real images, each by the nearest generated one, in pixels" in text
+    assert (
+        len(list((tmp_path / "cache").glob("*-16x16x1-crop-*.npy"))) == 2
+    )  # the images, packed once, and their labels
+
+    folder_of(tmp_path / "flat", 9)  # without classes
+    out = ("--out", tmp_path / "b.json")
+    text = said(capsys, "evaluate", tmp_path / "model", "--root", tmp_path / "flat", *options[2:], *out)
+    assert "1-NN" not in text
 
 
 def test_mistakes_are_reported(model, tmp_path, capsys):

@@ -91,7 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _refuse_old_names(arguments: list[str]) -> None:
-    if process_count() > 1 and arguments[:1] not in ([], ["train"], ["generate"]) and arguments[0][:1] != "-":
+    together = ("train", "generate", "evaluate", "features")
+    if process_count() > 1 and arguments and arguments[0] not in together and arguments[0][:1] != "-":
         raise UsageError(
             f"{arguments[0]} runs in one process, and torchrun has started {process_count()}: start it alone"
         )

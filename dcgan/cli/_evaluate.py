@@ -2,17 +2,19 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 from cyclopts import Parameter
 
 from dcgan import __version__
 from dcgan._choices import DatasetName, Resize
-from dcgan._labelled import Split
+from dcgan._labelled import LabelledName, Split
+from dcgan.cli import _processes
 from dcgan.cli._arguments import expect_new, load_generator
 from dcgan.cli._options import COUNT, FLAG, NATURAL, STEP, WORDS
 from dcgan.cli._terminal import UsageError, exit_on_error, log_above_progress_bar, progress_bar, say, say_table
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from dcgan._labelled import LabelledImages
+    from dcgan.data import Images
     from dcgan.metrics import FeatureExtractor, Moments, PixelShares
     from dcgan.models import Generator
 
@@ -30,8 +32,10 @@ _MIN_FID = 10_000  # images, below which a FID says more about their number than
 _COMPARED = 10_000  # images of either kind, at most, of whose features each one is compared with each other one
 _PIXELS = 2_000  # images of either kind whose pixels are counted, always as many, since the share depends on it
 _PART = 500  # images at once
-_TESTED = ("mnist", "fashion-mnist", "cifar10", "svhn", "stl10")  # have a test split
+_TESTED = [name for name in get_args(LabelledName) if name not in ("digits", "folder", "wds", "hf")]  # by their makers
 _SUBSETS, _SUBSET_SIZE, _NEIGHBORS, _SPLITS = 100, 1000, 3, 10  # the usual ones
+
+T = TypeVar("T")
 
 
 def evaluate(
@@ -59,7 +63,8 @@ def evaluate(
 ) -> int:
     """Measure how far a generator's images are from real ones: distances, precision and recall, diversity.
 
-    Prints the figures with their protocol, and writes both as JSON.
+    Prints the figures with their protocol, and writes both as JSON. Started by torchrun, as torchrun --nproc-per-node 2
+    -m dcgan evaluate, each process generates a part of the images, and measures a part of either kind.
 
     Args:
         model: Name of a model, which dcgan models lists; folder of a run or of a saved generator; or Hub repository.
@@ -91,53 +96,65 @@ def evaluate(
         fid = features in ("inception", "inception-v3-compat")
         if fid and not few:
             _expect_many("-n", number)
+    with _processes.process_group():
         from dcgan._build import select_device
+        from dcgan._distributed import fail_together
         from dcgan.data import cache_folder
         from dcgan.metrics import FeatureExtractor
 
-        chosen = select_device(device)
-        generator = load_generator(model, chosen, step).float()
-        source = _find_data(model, data, root, split, resize, classes)
-        size = {"image_size": generator.config["image_size"], "channels": generator.config["channels"]}
-        with log_above_progress_bar(), progress_bar("decoding", "img") as progress:
-            kept = {"cache": cache, "cache_dir": cache_dir, "skip_bad": skip_bad, "progress": progress}
-            real = _open(source, size | kept)
-        real_count = min(real_number or real.count, real.count)
-        if fid and not few:
-            _expect_many("real", real_count)
-        if min(number, real_count) <= _NEIGHBORS:
-            raise UsageError(
-                f"there must be more than {_NEIGHBORS} images of either kind, got {number:,} generated and "
-                f"{real_count:,} real"
-            )
-        labelled = _load_classes(generator, source, size | kept)
-        extractor = FeatureExtractor(features, weights=weights, device=chosen)
-        folder = cache_folder(cache_dir) if cache else None
-        reference = _measure_reference(real, real_count, extractor, batch_size, folder)
-    shape = "x".join(str(side) for side in (*real.size, size["channels"]))
-    record: dict[str, Any] = {"dcgan": __version__, "model": model, "step": step, "seed": seed, "number": number}
-    record |= {"data": source.name, "split": source.split, "size": shape, "resize": source.resize}
-    record |= {"real_number": real_count, "real_available": real.count}
-    record |= {"features": features, "feature_count": reference.features.shape[1], "network": extractor.identity}
-    which = model if step is None else f"{model}, step {step}"
-    say(f"generated  {which}: {number:,} images of seed {seed}, by running BatchNorm statistics, in 8 bits")
-    available = "all" if real_count == real.count else f"of {real.count:,}"
-    say(f"real       {source.name}, {source.split}: {real_count:,} images, {available}, at {shape} by {source.resize}")
+        with exit_on_error(), fail_together():
+            chosen = select_device(device)
+            generator = load_generator(model, chosen, step).float()
+            source = _find_data(model, data, root, split, resize, classes)
+            size = {"image_size": generator.config["image_size"], "channels": generator.config["channels"]}
+            with log_above_progress_bar(), progress_bar("decoding", "img") as progress:
+                kept = {"cache": cache, "cache_dir": cache_dir, "skip_bad": skip_bad, "progress": progress}
+                real = _open(source, size | kept, with_labels=generator.config["num_classes"] is not None)
+            real_count = min(real_number or real.count, real.count)
+            if fid and not few:
+                _expect_many("real", real_count)
+            if min(number, real_count) <= _NEIGHBORS:
+                raise UsageError(
+                    f"there must be more than {_NEIGHBORS} images of either kind, got {number:,} generated and "
+                    f"{real_count:,} real"
+                )
+            extractor = FeatureExtractor(features, weights=weights, device=chosen)
+            folder = cache_folder(cache_dir) if cache else None
+        which = model if step is None else f"{model}, step {step}"
+        say(f"generated  {which}: {number:,} images of seed {seed}, by running BatchNorm statistics, in 8 bits")
+        counted = f"{real_count:,} images, {'all' if real_count == real.count else f'of {real.count:,}'}"
+        say(f"real       {source.name}, {source.split}: {counted}, at {real.shape} by {source.resize}")
+        with exit_on_error():
+            reference = _measure_reference(real, real_count, extractor, batch_size, folder)
+            images = _generate(generator, number, seed, extractor, batch_size, keep_all=real.labels is not None)
+    if reference is None or images is None:  # the first process has them
+        return 0
     hashed = f", weights {extractor.identity}" if extractor.identity else ""
     say(f"features   {features}: {reference.features.shape[1]:,} an image{hashed}")
+    with exit_on_error():
+        figures = _measure(images, reference)
+        if real.labels is not None:
+            figures.append(_measure_classes(real, real.labels, images.pixels, generator.config["num_classes"]))
+    say_table([["figure", "value", "how"], *([figure.name, str(figure), figure.how] for figure in figures)])
+    record: dict[str, Any] = {"dcgan": __version__, "model": model, "step": step, "seed": seed, "number": number}
+    record |= {"data": source.name, "split": source.split, "size": real.shape, "resize": source.resize}
+    record |= {"real_number": real_count, "real_available": real.count}
+    record |= {"features": features, "feature_count": reference.features.shape[1], "network": extractor.identity}
+    record["figures"] = {
+        figure.key: {"value": figure.value, "spread": figure.spread, "how": figure.how} for figure in figures
+    }
     with exit_on_error(running=True):
-        figures = _measure(generator, number, seed, extractor, reference, labelled, batch_size)
-        say_table([["figure", "value", "how"], *([figure.name, str(figure), figure.how] for figure in figures)])
-        record["figures"] = {
-            figure.key: {"value": figure.value, "spread": figure.spread, "how": figure.how} for figure in figures
-        }
-        from dcgan._files import atomic_write
-
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as file:
-            file.write(f"{json.dumps(record, indent=1)}\n".encode())
+        _write_json(out, record)
     say(f"written to {out}")
     return 0
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    from dcgan._files import atomic_write
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(f"{json.dumps(record, indent=1)}\n".encode())
 
 
 def _expect_new_json(out: Path, *, force: bool) -> None:
@@ -187,48 +204,66 @@ def _find_data(
 
 @dataclass(frozen=True)
 class _RealImages:
-    """Real images, and what tells them from others."""
+    """Real images, their classes if these are asked for and known, and what tells the images from others."""
 
     name: str
     count: int
-    size: tuple[int, int]
+    shape: str
     batch: "Callable[[np.ndarray], Tensor]"
+    labels: "np.ndarray | None"
     fingerprint: str
 
 
-def _open(source: _Source, options: dict[str, Any]) -> _RealImages:
-    from dcgan import data
+def _open(source: _Source, options: dict[str, Any], *, with_labels: bool) -> _RealImages:
     from dcgan._config import sides
     from dcgan._labelled import load_labelled
 
-    height, width = sides(options)
-    label = f"{source.name}-{source.split}-{height}x{width}x{options['channels']}-{source.resize}"
+    shape = "x".join(str(side) for side in (*sides(options), options["channels"]))
+    label = f"{source.name}-{source.split}-{shape}-{source.resize}"
     if source.split == "train":
-        images = data.load(source.name, root=source.root, resize=source.resize, classes=source.classes, **options)
+        images = _open_training_images(source, options, with_labels=with_labels)
+        labels = images.labels if with_labels else None
         fingerprint = images.fingerprint if images.path is not None else ""
-        return _RealImages(label, len(images), (height, width), images.batch, fingerprint)
+        return _RealImages(label, len(images), shape, images.batch, labels, fingerprint)
     if source.name not in _TESTED:
         raise UsageError(
             f"--split test is of {', '.join(_TESTED)}, got {source.name}: give another set's test images as --root"
         )
     if source.resize != "crop":
         raise UsageError(f"--split test scales images by crop, got --resize {source.resize}")
-    pixels = load_labelled(source.name, "test", root=source.root, **options).images  # type: ignore[arg-type]  # as checked
+    pixels, classes = load_labelled(source.name, "test", root=source.root, **options)  # type: ignore[arg-type]  # as checked
     digest = hashlib.sha256(pixels.numpy().data).hexdigest() if options["cache"] else ""
-    return _RealImages(label, len(pixels), (height, width), lambda indices: pixels[indices], digest)
+    labels = classes.numpy() if with_labels else None
+    return _RealImages(label, len(pixels), shape, lambda indices: pixels[indices], labels, digest)
 
 
-def _load_classes(generator: "Generator", source: _Source, options: dict[str, Any]) -> "LabelledImages | None":
-    """Load real images to classify by a conditional generator's, if they have classes and are scaled as in training."""
+def _open_training_images(source: _Source, options: dict[str, Any], *, with_labels: bool) -> "Images":
+    """Open the training images of a set, with their labels if it has any and they are asked for."""
+    from dcgan import data
     from dcgan._errors import InputError
-    from dcgan._labelled import load_labelled
+    from dcgan._labelled import open_training_set
 
-    if generator.config["num_classes"] is None or source.resize != "crop":
-        return None
-    try:
-        return load_labelled(source.name, source.split, root=source.root, number=_COMPARED, **options)  # type: ignore[arg-type]  # below
-    except InputError:  # it has no classes, or is another set
-        return None
+    options = options | {"root": source.root, "resize": source.resize}
+    if with_labels and not source.classes:
+        try:
+            return open_training_set(source.name, workers=os.cpu_count() or 1, **options)
+        except InputError:  # it has none
+            pass
+    return data.load(source.name, classes=source.classes, **options)
+
+
+def _compute_parts(label: str, number: int, compute: Callable[[int, int], T]) -> list[T]:
+    """Compute parts of so many images, together with the other processes; the first one has all of them."""
+    from dcgan._distributed import compute_parts
+
+    with progress_bar(label, "img") as progress:
+
+        def counted(start: int, end: int) -> T:
+            found = compute(start, end)
+            progress(min(end * _processes.process_count(), number), number)  # the others are about as far
+            return found
+
+        return compute_parts(counted, number, _PART)
 
 
 class _Reference(NamedTuple):
@@ -242,10 +277,11 @@ class _Reference(NamedTuple):
 
 def _measure_reference(
     real: _RealImages, count: int, extractor: "FeatureExtractor", batch_size: int, folder: Path | None
-) -> _Reference:
-    """Measure real images, or take what an earlier call has measured of the same ones."""
+) -> _Reference | None:
+    """Measure real images, or take what an earlier call has measured of them; None unless in the first process."""
     import numpy as np
 
+    from dcgan._distributed import gather
     from dcgan._files import atomic_write
 
     path = None
@@ -254,10 +290,11 @@ def _measure_reference(
         name = re.sub(r"[^\w.-]", "_", extractor.name)
         digest = hashlib.sha256(known.encode()).hexdigest()[:16]
         path = folder / f"reference-{real.name}-{count}-{name}-{digest}.npz"
-        if path.exists():
-            return _read_reference(path, count)
+    is_kept = gather(path is not None and path.exists())[0]
+    if path is not None and is_kept:
+        return _read_reference(path, count) if _processes.process_rank() == 0 else None
     reference = _compute_reference(real, count, extractor, batch_size)
-    if path is not None:
+    if path is not None and reference is not None:
         mean, covariance = reference.moments
         arrays = {"mean": mean.numpy(), "covariance": covariance.numpy(), "features": reference.features.numpy()}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -277,22 +314,52 @@ def _read_reference(path: Path, count: int) -> _Reference:
         return _Reference(count, (mean, covariance), features, PixelShares(*map(float, arrays["pixels"])))
 
 
-def _compute_reference(real: _RealImages, count: int, extractor: "FeatureExtractor", batch_size: int) -> _Reference:
+def _compute_reference(
+    real: _RealImages, count: int, extractor: "FeatureExtractor", batch_size: int
+) -> _Reference | None:
     import numpy as np
     import torch
 
     from dcgan.metrics import moments, pixel_shares
 
     chosen = np.sort(np.random.default_rng(0).permutation(real.count)[:count])  # as `dcgan train` chooses them
-    parts = []
-    with progress_bar("features of real images", "img") as progress:
-        for start in range(0, count, _PART):
-            parts.append(extractor(real.batch(chosen[start : start + _PART]), batch_size=batch_size))
-            progress(min(start + _PART, count), count)
+
+    def compute(start: int, end: int) -> "Tensor":
+        return extractor(real.batch(chosen[start:end]), batch_size=batch_size)
+
+    if not (parts := _compute_parts("features of real images", count, compute)):
+        return None
     features = torch.cat(parts)
     order = np.random.default_rng(1).permutation(count)
     pixels = pixel_shares(real.batch(chosen[np.sort(order[:_PIXELS])]).contiguous())
     return _Reference(count, moments(features), features[order[:_COMPARED]], pixels)
+
+
+class _Generated(NamedTuple):
+    """Of all images in their order, features `(N, F)`, and logits, if the network has any; and pixels of the first."""
+
+    features: "Tensor"
+    logits: "Tensor | None"
+    pixels: "Tensor"
+
+
+def _generate(
+    generator: "Generator", number: int, seed: int, extractor: "FeatureExtractor", batch_size: int, *, keep_all: bool
+) -> _Generated | None:
+    """Generate images, and compute their features; None unless in the first process."""
+    import torch
+
+    from dcgan.generate import sample_uint8
+
+    def compute(start: int, end: int) -> "tuple[Tensor | None, ...]":
+        images = sample_uint8(generator, end - start, seed=seed, start=start, batch_size=batch_size)
+        return *extractor.extract(images, batch_size=batch_size), images if start < _PIXELS or keep_all else None
+
+    if not (parts := _compute_parts("generating", number, compute)):
+        return None
+    kept = [[tensor for tensor in column if tensor is not None] for column in zip(*parts, strict=True)]
+    features, logits, pixels = (torch.cat(column) if column else None for column in kept)
+    return _Generated(features, logits, pixels)  # type: ignore[arg-type]  # only logits may be missing
 
 
 class _Figure(NamedTuple):
@@ -307,40 +374,19 @@ class _Figure(NamedTuple):
         return f"{self.value:{self.digits}}" + ("" if self.spread is None else f" ± {self.spread:.2g}")
 
 
-def _measure(
-    generator: "Generator",
-    number: int,
-    seed: int,
-    extractor: "FeatureExtractor",
-    reference: _Reference,
-    labelled: "LabelledImages | None",
-    batch_size: int,
-) -> list[_Figure]:
-    import torch
-
-    from dcgan.generate import sample_uint8
+def _measure(images: _Generated, reference: _Reference) -> list[_Figure]:
     from dcgan.metrics import diversity, frechet_distance, kernel_distance, pixel_shares, precision_recall
 
-    parts, logits, pixels = [], [], []
-    with progress_bar("generating", "img") as progress:
-        for start in range(0, number, _PART):
-            count = min(_PART, number - start)
-            images = sample_uint8(generator, count, seed=seed, start=start, batch_size=batch_size)
-            found = extractor.extract(images, batch_size=batch_size)
-            parts.append(found[0])
-            logits += [found[1]] if found[1] is not None else []
-            pixels += [images] if start < _PIXELS or labelled is not None else []
-            progress(start + count, number)
-    fake = torch.cat(parts)
+    fake, logits, number = images.features, images.logits, len(images.features)
     compared = min(number, _COMPARED, len(reference.features))
     fakes, reals = fake[:compared], reference.features[:compared]
     distance = frechet_distance(reference.moments, fake)
     kernel, spread = kernel_distance(reference.features, fake[:_COMPARED], subsets=_SUBSETS, subset_size=_SUBSET_SIZE)
     precision, recall = precision_recall(reals, fakes, neighbors=_NEIGHBORS)
-    shares = pixel_shares(torch.cat(pixels)[:_PIXELS])
+    shares = pixel_shares(images.pixels[:_PIXELS])
 
     size = min(_SUBSET_SIZE, len(reference.features), number)
-    names = ("FID", "KID") if logits else ("Fréchet distance", "kernel distance")
+    names = ("Fréchet distance", "kernel distance") if logits is None else ("FID", "KID")
     subsets = (
         f"{_SUBSETS} subsets of {size:,} images, ± 1 standard deviation" if spread else f"{size:,} images of either"
     )
@@ -369,21 +415,21 @@ def _measure(
             digits=".2%",
         ),
     ]
-    if labelled is not None:
-        figures.append(_measure_classes(labelled, torch.cat(pixels), generator.config["num_classes"]))
-    if logits:
-        figures.insert(2, _inception_score(torch.cat(logits)))
+    if logits is not None:
+        figures.insert(2, _inception_score(logits))
     return figures
 
 
-def _measure_classes(labelled: "LabelledImages", images: "Tensor", classes: int) -> _Figure:
+def _measure_classes(real: _RealImages, labels: "np.ndarray", images: "Tensor", classes: int) -> _Figure:
+    import numpy as np
     import torch
 
     from dcgan.features import classify_by_neighbor
 
+    chosen = np.sort(np.random.default_rng(0).permutation(real.count)[:_COMPARED])
     drawn = torch.arange(len(images)) % classes  # in turn, as `sample_uint8` draws them
-    found = classify_by_neighbor(labelled.images, images, drawn).cpu()
-    error = (found != labelled.labels).double().mean().item()
+    found = classify_by_neighbor(real.batch(chosen).contiguous(), images, drawn).numpy()
+    error = float(np.mean(found != labels[chosen]))
     how = f"of {len(found):,} real images, each by the nearest generated one, in pixels"
     return _Figure("neighbor_error", "1-NN error", error, how, digits=".2%")
 

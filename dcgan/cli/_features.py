@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from dcgan._choices import Precision
 from dcgan._labelled import LabelledImages, LabelledName
+from dcgan.cli import _processes
 from dcgan.cli._arguments import expect_new, expect_unconditional, load_generator
 from dcgan.cli._options import COUNT, FLAG, NATURAL
 from dcgan.cli._terminal import UsageError, exit_on_error, log_above_progress_bar, progress_bar, say, say_table
@@ -51,7 +52,8 @@ def features(
 ) -> int:
     """Classify images by a discriminator's features, beside raw pixels and a random network (the paper's Section 5).
 
-    Writes results.json, and nearest.png: samples of the generator, each with the training images nearest to it.
+    Writes results.json, and nearest.png: samples of the generator, each with the training images nearest to it. Started
+    by torchrun, as torchrun --nproc-per-node 2 -m dcgan features, each process computes the features of a part.
 
     Args:
         model: Name of a model, which dcgan models lists; folder of a run or of saved networks; or Hub repository.
@@ -80,34 +82,39 @@ def features(
     """
     with exit_on_error():
         _expect_new(out, ["results.json", *(["nearest.png"] if nearest else [])], force=force)
-
+    with _processes.process_group():
         from dcgan._build import select_device
+        from dcgan._distributed import fail_together
         from dcgan.data import cache_folder
         from dcgan.images import VALUE_RANGES, from_uint8
         from dcgan.models import Discriminator
 
-        discriminator = Discriminator.from_pretrained(model, device=select_device(device)).float()
-        expect_unconditional(discriminator, model)
-        generator = _load_generator(model, discriminator)
-        name: LabelledName = data or ("digits" if root is None else "folder")
-        options = {"root": root, "seed": seed, "skip_bad": skip_bad, "cache": cache, "cache_dir": cache_dir}
-        train, test = _load_images(name, number, test_number, discriminator.config, options)
-        samples = _sample(generator, nearest, seed, train.images)
-        parts = [train.images, test.images, samples]
-
-        folder = cache_folder(cache_dir) if cache else None
-        values = VALUE_RANGES["tanh" if generator is None else generator.config["output"]]
-        pool = _Pooling(grid, precision, values, batch_size, folder)
-        frozen = train.images if batchnorm == "training" else None
-        pixels = [from_uint8(part).flatten(1) for part in parts]
-        protocol = {"per_class": per_class, "draws": draws, "validation": validation, "seed": seed}
-        results = {"pixels": _classify("pixels", pixels, train.labels, test.labels, protocol)}
-        # The running statistics of a new network are of no image: only training images can normalise it.
-        pooled = pool("random network", _random_network(discriminator, seed), parts[:2], train.images)
-        results["random network"] = _classify("random network", pooled, train.labels, test.labels, protocol)
-        pooled = pool(model, discriminator, parts, frozen)
-        results[model] = _classify(model, pooled, train.labels, test.labels, protocol)
-        _say_results(results, protocol)
+        with exit_on_error(), fail_together():
+            discriminator = Discriminator.from_pretrained(model, device=select_device(device)).float()
+            expect_unconditional(discriminator, model)
+            generator = _load_generator(model, discriminator)
+            name: LabelledName = data or ("digits" if root is None else "folder")
+            options = {"root": root, "seed": seed, "skip_bad": skip_bad, "cache": cache, "cache_dir": cache_dir}
+            train, test = _load_images(name, number, test_number, discriminator.config, options)
+            samples = _sample(generator, nearest, seed, train.images)
+            parts = [train.images, test.images, samples]
+            folder = cache_folder(cache_dir) if cache else None
+        with exit_on_error():
+            values = VALUE_RANGES["tanh" if generator is None else generator.config["output"]]
+            pool = _Pooling(grid, precision, values, batch_size, folder)
+            # The running statistics of a new network are of no image: only training images can normalise it.
+            at_random = pool("random network", _random_network(discriminator, seed), parts[:2], train.images)
+            pooled = pool(model, discriminator, parts, train.images if batchnorm == "training" else None)
+    if _processes.process_rank():  # the first process has all features
+        return 0
+    pixels = [from_uint8(part).flatten(1) for part in parts]
+    protocol = {"per_class": per_class, "draws": draws, "validation": validation, "seed": seed}
+    with exit_on_error():
+        results = {
+            label: _classify(label, vectors, train.labels, test.labels, protocol)
+            for label, vectors in (("pixels", pixels), ("random network", at_random), (model, pooled))
+        }
+    _say_results(results, protocol)
 
     record: dict[str, Any] = {"model": model, "data": name}
     record |= {"training_images": len(train.labels), "test_images": len(test.labels), **protocol}
@@ -166,7 +173,8 @@ def _load_generator(model: str, discriminator: "Discriminator") -> "Generator | 
     try:
         return load_generator(model, next(discriminator.parameters()).device).float()
     except FileNotFoundError as error:  # of a discriminator alone
-        say(f"no samples: {error}", error=True)
+        if _processes.process_rank() == 0:
+            say(f"no samples: {error}", error=True)
         return None
 
 
@@ -181,7 +189,7 @@ def _random_network(discriminator: "Discriminator", seed: int) -> "Discriminator
 
 @dataclass(frozen=True)
 class _Pooling:
-    """Computes pooled features, or takes them from a file of an earlier call."""
+    """Computes pooled features, or takes them from a file of an earlier call; the first process has them."""
 
     grid: int
     precision: Precision
@@ -195,33 +203,46 @@ class _Pooling:
         import numpy as np
         import torch
 
+        from dcgan._distributed import gather
         from dcgan._files import atomic_write
 
-        images, counts = torch.cat(list(parts)), [len(part) for part in parts]
-        if self.folder is None:
-            return torch.split(self._compute(label, network, images, statistics), counts)
-        path = self.folder / f"features-{self._key(network, images, statistics)}.npy"
-        if path.exists():
-            return torch.split(torch.from_numpy(np.load(path)), counts)
-        pooled = self._compute(label, network, images, statistics)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, durable=False) as file:
-            np.save(file, pooled.numpy())
-        return torch.split(pooled, counts)
+        images, path = torch.cat(list(parts)), None
+        if self.folder is not None:
+            path = self.folder / f"features-{self._key(network, images, statistics)}.npy"
+        is_kept = gather(path is not None and path.exists())[0]
+        computed = [] if is_kept else self._compute(label, network, images, statistics)
+        if _processes.process_rank():
+            return ()
+        pooled = torch.from_numpy(np.load(path)) if path is not None and is_kept else torch.cat(computed)
+        if path is not None and not is_kept:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path, durable=False) as file:
+                np.save(file, pooled.numpy())
+        return torch.split(pooled, [len(part) for part in parts])
 
-    def _compute(self, label: str, network: "nn.Module", images: "Tensor", statistics: "Tensor | None") -> "Tensor":
+    def _compute(
+        self, label: str, network: "nn.Module", images: "Tensor", statistics: "Tensor | None"
+    ) -> "list[Tensor]":
+        """Compute the features, each process those of its part: whole batches, as one process would make them."""
+        from dcgan._distributed import compute_parts
         from dcgan.features import pooled_features
 
+        batches = -(-len(images) // self.batch_size)
+        size = -(-batches // _processes.process_count()) * self.batch_size
         with progress_bar(f"features of {label}", "img") as progress:
-            return pooled_features(
-                network,
-                images,
-                grid=self.grid,
-                batchnorm_images=statistics,
-                value_range=self.value_range,
-                batch_size=self.batch_size,
-                precision=self.precision,
-                progress=progress,
+            return compute_parts(
+                lambda start, end: pooled_features(
+                    network,
+                    images[start:end],
+                    grid=self.grid,
+                    batchnorm_images=statistics,
+                    value_range=self.value_range,
+                    batch_size=self.batch_size,
+                    precision=self.precision,
+                    progress=progress,
+                ),
+                len(images),
+                size,
             )
 
     def _key(self, network: "nn.Module", images: "Tensor", statistics: "Tensor | None") -> str:
