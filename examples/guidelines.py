@@ -4,7 +4,7 @@
     python examples/guidelines.py --root DATA --sets mnist cifar10 --seeds 3 --steps 2000    # long
 
 Every run is a line of `runs/guidelines/rows.jsonl`, and a picture of the same 64 latents beside it; started again, the
-script goes on after the last one. At the end it prints the table.
+script goes on after the last one. At the end it prints the table, and draws `curves-SET.png` and `samples-SET.png`.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -102,87 +103,123 @@ def five_times_as_large(module: nn.Module) -> None:
 class Variant(NamedTuple):
     """What is taken away, what the paper says of it, and how to build it."""
 
+    group: str  # of the guidelines that are drawn together
     name: str
     says: str  # in our words, with the section
     networks: Callable[[int], tuple[nn.Module, nn.Module]] = pair
     options: dict[str, Any] = {}  # noqa: RUF012 - of a tuple, and never changed
     batch: int = BATCH
     together: bool = False  # real and generated images in one batch of BatchNorm
+    claim: str = "distance"  # what the paper says grows without the guideline; "" if it says nothing of that
 
 
+LAYERS, NORM, OUTPUTS, ADAM, START, STEPS = "layers", "BatchNorm", "activations", "Adam", "weights and latents", "steps"
 OURS, TUTORIAL = "ours", "the tutorial"
 VARIANTS = [
-    Variant(OURS, "the rate of the paper at the paper's width, and shift"),
-    Variant(TUTORIAL, "rates of 2e-4 at any width, nothing else", options={"lr": 2e-4, "augmentations": ()}),
+    Variant(ADAM, OURS, "the rate of the paper at the paper's width, and shift"),
     Variant(
+        ADAM, TUTORIAL, "rates of 2e-4 at any width, nothing else", options={"lr": 2e-4, "augmentations": ()}, claim=""
+    ),
+    Variant(
+        LAYERS,
         "max-pooling in D, nearest enlargement in G",
         "strides instead of pooling let the networks learn their own resampling (§3)",
         lambda k: (pair(k, {"upsample": "resize", "kernel_size": 3})[0], discriminator(k, pooled=True)),
     ),
     Variant(
+        LAYERS,
         "a hidden linear layer of 1024 in both",
         "deep networks do without fully connected hidden layers (§3)",
         lambda k: (generator(k, hidden=1024), discriminator(k, hidden=1024)),
     ),
     Variant(
+        LAYERS,
         "averaged maps before the logit",
         "global average pooling is stabler, but slower to converge (§3)",
         lambda k: (pair(k)[0], discriminator(k, averaged=True)),
+        claim="half-way",
     ),
     Variant(
+        NORM,
         "no BatchNorm",
         "BatchNorm is what lets deep generators begin to learn, and keeps them from one point (§3)",
         lambda k: pair(k, {"norm": "none"}, {"norm": "none"}),
     ),
-    Variant("no BatchNorm in G", "the same, of the generator", lambda k: pair(k, {"norm": "none"})),
-    Variant("no BatchNorm in D", "the same, of the discriminator", lambda k: pair(k, None, {"norm": "none"})),
+    Variant(NORM, "no BatchNorm in G", "the same, of the generator", lambda k: pair(k, {"norm": "none"})),
+    Variant(NORM, "no BatchNorm in D", "the same, of the discriminator", lambda k: pair(k, None, {"norm": "none"})),
     Variant(
+        NORM,
         "BatchNorm at every layer",
         "at all layers it makes samples oscillate (§3)",
         lambda k: (generator(k, last=(nn.BatchNorm2d(k), nn.Tanh())), discriminator(k, norm_first=True)),
+        claim="moves",
     ),
     Variant(
-        "one BatchNorm batch of real and generated images",
+        NORM,
+        "one BatchNorm batch of real and generated",
         "the authors' code keeps them apart",
         together=True,
+        claim="",
     ),
     Variant(
+        OUTPUTS,
         "LeakyReLU in G",
         "ReLU in the generator (§3)",
         lambda k: pair(k, {"activation": "leaky-relu"}),
     ),
     Variant(
-        "ReLU in D", "LeakyReLU works well in the discriminator (§3)", lambda k: pair(k, None, {"activation": "relu"})
+        OUTPUTS,
+        "ReLU in D",
+        "LeakyReLU works well in the discriminator (§3)",
+        lambda k: pair(k, None, {"activation": "relu"}),
     ),
     Variant(
+        OUTPUTS,
         "linear output",
         "a bounded output learns to cover the colours sooner (§3)",
         lambda k: (generator(k, last=()), pair(k)[1]),
+        claim="half-way",
     ),
-    Variant("sigmoid output", "tanh at the output (§3)", lambda k: pair(k, {"output": "sigmoid"})),
-    Variant("β₁ 0.9", "0.9 makes training oscillate, 0.5 stabilises it (§4)", options={"betas": (0.9, 0.999)}),
-    Variant("rates five times as high", "0.001 is too high (§4)", options={"lr": 5 * RATE}),
-    Variant("rates a quarter as high", "0.0002 it is (§4)", options={"lr": RATE / 4}),
+    Variant(OUTPUTS, "sigmoid output", "tanh at the output (§3)", lambda k: pair(k, {"output": "sigmoid"})),
     Variant(
+        ADAM,
+        "β₁ 0.9",
+        "0.9 makes training oscillate, 0.5 stabilises it (§4)",
+        options={"betas": (0.9, 0.999)},
+        claim="moves",
+    ),
+    Variant(ADAM, "rates five times as high", "0.001 is too high (§4)", options={"lr": 5 * RATE}),
+    Variant(ADAM, "rates a quarter as high", "0.0002 it is (§4)", options={"lr": RATE / 4}),
+    Variant(
+        START,
         "PyTorch's initial weights",
         "all weights begin at a standard deviation of 0.02 (§4)",
         lambda k: initialised(k, pytorch_default),
     ),
-    Variant("initial weights of 0.1", "the same", lambda k: initialised(k, five_times_as_large)),
-    Variant("uniform latents", "the latents are uniform (§4)", lambda k: pair(k, {"latent": "uniform"})),
+    Variant(START, "initial weights of 0.1", "the same", lambda k: initialised(k, five_times_as_large)),
     Variant(
+        START, "uniform latents", "the latents are uniform (§4)", lambda k: pair(k, {"latent": "uniform"}), claim=""
+    ),
+    Variant(
+        STEPS,
         "minimax loss",
         "log D(G(z)) is maximised, for its stronger gradients (Goodfellow et al., 2014, §3)",
         options={"loss": "minimax"},
     ),
-    Variant("batches of 16", "batches of 128 (§4)", batch=16),
-    Variant("batches of 512", "the same", batch=512),
-    Variant("turns", "the authors' code trains one network on each batch in turn", options={"schedule": "alternate"}),
+    Variant(STEPS, "batches of 16", "batches of 128 (§4)", batch=16, claim=""),
+    Variant(STEPS, "batches of 512", "the same", batch=512, claim=""),
+    Variant(
+        STEPS,
+        "turns",
+        "the authors' code trains one network on each batch in turn",
+        options={"schedule": "alternate"},
+        claim="",
+    ),
 ]
 
 
 def train(
-    variant: Variant, pictures: data.Images, real: Moments, steps: int, seed: int, folder: Path
+    variant: Variant, pictures: data.Images, real: Moments, steps: int, seed: int, picture: Path
 ) -> dict[str, Any]:
     """Train one variant; return its row."""
     torch.manual_seed(seed)
@@ -211,7 +248,7 @@ def train(
         row["collapse"] = str(error)
     else:
         row["collapse"] = trainer.collapse
-        images.save_png(folder / f"{variant.name.replace(' ', '-')}-{seed}.png", images.grid(samples[:64]))
+        images.save_png(picture, images.grid(samples[:64]))
     return row | {"seconds": round(time.perf_counter() - began)}
 
 
@@ -244,42 +281,88 @@ def joint_steps(trainer: Trainer, batches: data.Batches, steps: int, seed: int) 
                 return
 
 
-def verdict(ratios: list[float], dead: int) -> str:
-    """Say in a word what runs without a guideline did, by their distances as multiples of those with it."""
+def verdict(claim: str, ratios: list[float], dead: int) -> str:
+    """Say whether runs without a guideline bear the paper out, by what it is about as multiples of that with it."""
     if dead:
-        return f"{dead} of {dead + len(ratios)} died"
-    if min(ratios) > CLEAR:
-        return "worse"
-    return "better" if max(ratios) < 1 / CLEAR else "no clear difference"
+        said = f"{dead} of {dead + len(ratios)} died"
+        return f"holds: {said}" if claim else said
+    grows, falls = min(ratios) > CLEAR, max(ratios) < 1 / CLEAR
+    if not claim:
+        return "worse" if grows else "better" if falls else "as good"
+    return "holds" if grows else "the other way round" if falls else "does not show here"
+
+
+def measures(row: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
+    """The figures of a run: distance at the end, movement in its second half, step that is half-way to ours."""
+    mark = list(ours["distances"].values())[CHECKPOINTS // 2 - 1]
+    reached = [int(step) for step, distance in row["distances"].items() if distance <= mark]
+    moves = median(list(row["moved"].values())[CHECKPOINTS // 2 - 1 :])
+    return {"distance": end(row), "moves": moves, "half-way": min(reached, default=float("inf"))}
 
 
 def table(rows: list[dict[str, Any]], name: str) -> str:
-    """Format the runs on a set as Markdown: distance at the end, movement over its second half, steps to half-way."""
-    lines = ["| taken away | the paper | distance | to ours | moves | half-way | |", "|---|---|---|---|---|---|---|"]
+    """Format the runs on a set as Markdown: medians of the seeds, of what each claim is about as multiples of ours."""
+    lines = ["| without | the paper | distance | moves | half-way | beside ours | |", "|---|---|---|---|---|---|---|"]
     ours = {row["seed"]: row for row in rows if (row["set"], row["variant"]) == (name, OURS)}
     for variant in VARIANTS:
         runs = [row for row in rows if (row["set"], row["variant"]) == (name, variant.name) and row["seed"] in ours]
         if not runs:
             continue
         alive = [row for row in runs if not row["collapse"]]
-        ratios = [end(row) / end(ours[row["seed"]]) for row in alive]
-        cells = [f"{median(values):.3g}" if values else "-" for values in (list(map(end, alive)), ratios)]
-        moves = [median(list(row["moved"].values())[CHECKPOINTS // 2 :]) for row in alive]
-        halves = [half_way(row, ours[row["seed"]]) for row in alive]
-        cells += [f"{median(moves):.3f}" if moves else "-", f"{median(halves):.0f}" if halves else "-"]
-        said = "" if variant.name == OURS else verdict(ratios, len(runs) - len(alive))
-        lines.append(f"| {variant.name} | {variant.says} | {' | '.join(cells)} | {said} |")
+        figures = [measures(row, ours[row["seed"]]) for row in alive]
+        key = variant.claim or "distance"
+        with_it = [measures(ours[row["seed"]], ours[row["seed"]]) for row in alive]
+        ratios = [mine[key] / theirs[key] for mine, theirs in zip(figures, with_it, strict=True)]
+        cells = [write(median(f[what] for f in figures)) if alive else "" for what in ("distance", "moves", "half-way")]
+        span = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (min(ratios), max(ratios)))) if ratios else ""
+        said = "" if variant.name == OURS else verdict(variant.claim, ratios, len(runs) - len(alive))
+        compared = "" if variant.name == OURS or not span else f"{key} × {span}"
+        lines.append(f"| {variant.name} | {variant.says} | {' | '.join(cells)} | {compared} | {said} |")
     return "\n".join(lines)
+
+
+def write(figure: float) -> str:
+    return "never" if figure == float("inf") else f"{figure:.3g}"
 
 
 def end(row: dict[str, Any]) -> float:
     return list(row["distances"].values())[-1]
 
 
-def half_way(row: dict[str, Any], ours: dict[str, Any]) -> float:
-    """The first checkpoint that is as near as ours half-way through; infinity if there is none."""
-    mark = list(ours["distances"].values())[CHECKPOINTS // 2 - 1]
-    return next((int(step) for step, distance in row["distances"].items() if distance <= mark), float("inf"))
+def draw_curves(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the distances of each group of variants over the steps, medians of the seeds, ours in black."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), dpi=120, layout="constrained")
+    groups = list(dict.fromkeys(variant.group for variant in VARIANTS))
+    for axes, group in zip(figure.subplots(2, 3, sharex=True, sharey=True).flat, groups, strict=True):
+        for variant in VARIANTS:
+            runs = [row["distances"] for row in rows if row["variant"] == variant.name and row["distances"]]
+            if not runs or (variant.group != group and variant.name != OURS):
+                continue
+            steps = [step for step in runs[0] if all(step in run for run in runs)]
+            style = {"color": "black", "linewidth": 2.0} if variant.name == OURS else {}
+            distances = [median(run[step] for run in runs) for step in steps]
+            axes.plot(list(map(int, steps)), distances, label=variant.name, **style)
+        axes.set(title=group, yscale="log")
+        axes.legend(fontsize=6, frameon=False)
+    figure.supxlabel("step")
+    figure.supylabel("distance from the images")
+    figure.savefig(path)
+
+
+def draw_samples(folder: Path, name: str, path: Path) -> None:
+    """Put the pictures of the first seed's 64 latents beside each other, each with what it was trained without."""
+    from torchvision.transforms.functional import pil_to_tensor
+
+    files = {variant.name: picture_path(folder, name, variant.name, 0) for variant in VARIANTS}
+    there = {variant: pil_to_tensor(Image.open(file)) for variant, file in files.items() if file.exists()}
+    captions = [variant.replace("β₁", "beta1") for variant in there]
+    images.save_png(path, images.grid(images.caption(torch.stack(list(there.values())), captions), columns=4, gap=8))
+
+
+def picture_path(folder: Path, name: str, variant: str, seed: int) -> Path:
+    return folder / f"{Path(name).name}-{variant.replace(' ', '-')}-{seed}.png"
 
 
 def main() -> None:
@@ -306,11 +389,16 @@ def main() -> None:
                 key = {"set": name, "variant": variant.name, "seed": seed, "steps": options.steps}
                 if any(key.items() <= row.items() for row in read_json_lines(log)):
                     continue
-                row = key | train(variant, pictures, real, options.steps, seed, options.out)
+                row = key | train(
+                    variant, pictures, real, options.steps, seed, picture_path(options.out, name, variant.name, seed)
+                )
                 with log.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(f"{name}, {variant.name}, seed {seed}: {row['collapse'] or end(row)} in {row['seconds']} s")
-        print(f"\n{name}\n{table([row for row in read_json_lines(log) if row['steps'] == options.steps], name)}\n")
+        rows = [row for row in read_json_lines(log) if (row["set"], row["steps"]) == (name, options.steps)]
+        print(f"\n{name}\n{table(rows, name)}\n")
+        draw_curves(rows, options.out / f"curves-{Path(name).name}.png")
+        draw_samples(options.out, name, options.out / f"samples-{Path(name).name}.png")
 
 
 if __name__ == "__main__":

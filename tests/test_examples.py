@@ -17,7 +17,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples"
 # Those that embed nothing, and take files or hours.
-TOOLS = {"conditional", "features", "gallery", "guidelines", "image_classifier", "paper_figures", "zoo_model"}
+TOOLS = {"guidelines", "image_classifier", "pictures", "zoo_model"}
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in TOOLS)
 LIBRARIES = {
     "accelerate_loop": "accelerate",
@@ -208,13 +208,42 @@ def test_every_guideline_can_be_taken_away_and_a_second_call_goes_on(guidelines,
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert sorted(row["variant"] for row in rows) == sorted(variant.name for variant in small)
     assert all([*row["distances"]] == [*"1234"] and [*row["moved"]] == [*"234"] for row in rows)
-    assert len(list(tmp_path.glob("*.png"))) == len(rows)
+    assert len(list(tmp_path.glob("digits-*-0.png"))) == len(rows)
+    drawn = {path.name for path in tmp_path.glob("*-digits.png")}
+    assert drawn == {"curves-digits.png", "samples-digits.png"}
     *_, table = capsys.readouterr().out.strip().split("digits\n")
     assert table.count("\n") == len(rows) + 1
 
 
 def test_a_guideline_matters_if_every_seed_says_so(guidelines):
-    assert guidelines.verdict([1.3, 1.5], dead=0) == "worse"
-    assert guidelines.verdict([1.3, 1.0], dead=0) == "no clear difference"
-    assert guidelines.verdict([0.5, 0.8], dead=0) == "better"
-    assert guidelines.verdict([1.3], dead=2) == "2 of 3 died"
+    assert guidelines.verdict("moves", [1.3, 1.5], dead=0) == "holds"
+    assert guidelines.verdict("moves", [1.3, 1.0], dead=0) == "does not show here"
+    assert guidelines.verdict("moves", [0.5, 0.8], dead=0) == "the other way round"
+    assert guidelines.verdict("", [0.5, 0.8], dead=0) == "better"
+    assert guidelines.verdict("distance", [1.3], dead=2) == "holds: 2 of 3 died"
+
+
+def test_a_guideline_is_judged_by_what_its_claim_is_about(guidelines):
+    def row(variant, distances, moved):
+        steps = ["1", "2", "3", "4"]
+        return {
+            "set": "digits",
+            "variant": variant,
+            "seed": 0,
+            "collapse": None,
+            "distances": dict(zip(steps, distances, strict=True)),
+            "moved": dict(zip(steps[1:], moved, strict=True)),
+        }
+
+    rows = [
+        row("ours", [9, 8, 4, 2], [0.5, 0.1, 0.1]),
+        row("β₁ 0.9", [9, 8, 4, 1], [0.5, 0.3, 0.3]),  # it swings, though it is nearer in the end
+        row(
+            "averaged maps before the logit", [20, 9, 9, 8], [0.5, 0.1, 0.1]
+        ),  # it takes four steps to half-way, not two
+        row("sigmoid output", [9, 8, 1, 1], [0.5, 0.1, 0.1]),
+    ]
+    *_, averaged, sigmoid, beta = guidelines.table(rows, "digits").splitlines()
+    assert averaged.endswith("| 8 | 0.1 | 4 | half-way × 2 | holds |")
+    assert sigmoid.endswith("| 1 | 0.1 | 2 | distance × 0.5 | the other way round |")
+    assert beta.endswith("| 1 | 0.3 | 2 | moves × 3 | holds |")
