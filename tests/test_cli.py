@@ -127,7 +127,7 @@ def test_the_help_of_training_has_a_section_for_each_subject(dcgan_says):
         assert last in section
 
 
-@pytest.mark.parametrize("command", ["train", "recipes", "generate", "explore", "convert", "export", "bench"])
+@pytest.mark.parametrize("command", ["train", "recipes", "show", "generate", "explore", "convert", "export", "bench"])
 def test_lines_of_help_stand_alone(dcgan_says, command):
     code, out, _ = dcgan_says(command, "--help")
     assert code == 0
@@ -283,6 +283,11 @@ MISTAKES = {
     "train --config tutorial": "there is no recipe file tutorial",
     "train --config a.yaml --resume b": "--resume uses the recipe of its run: omit --config",
     "recipes tutorial": "Unused Tokens: ['tutorial']",
+    "show nosuch": "there is no folder 'nosuch', and no model of that name: cifar10, ",
+    "show faces --recipe mnist": "show one of MODEL, --architecture and --recipe at a time, got faces and mnist",
+    "show --architecture pape": 'Did you mean "paper"?',
+    "show --recipe nosuch": "recipe must be a file or one of digits, mnist, ",
+    "show --out networks.png": "--out must end in .svg, got networks.png",
     "generate nosuch": "there is no folder 'nosuch', and no model of that name: cifar10, ",
     "generate /missing": "there is no folder '/missing'",
     "generate . -n 0": 'Invalid value "0" for -n. Must be >= 1.',

@@ -74,7 +74,9 @@ def test_a_cache_that_cannot_be_written_is_named_without_a_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-@pytest.mark.parametrize("command", [[], ["train"], ["generate"], ["convert"], ["export"], ["bench"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["show"], ["generate"], ["convert"], ["export"], ["bench"]], ids=" ".join
+)
 def test_help_can_be_written_in_any_encoding(command, encoding, capsys, monkeypatch):
     assert main([*command, "--help"]) == 0
     printed = capsys.readouterr().out
