@@ -9,6 +9,7 @@ The folder has the layout of a Hub repository, so that everything that loads net
     state/step-000500.pt                         what `Run.resume` needs: the last ones, and the best
 """
 
+import base64
 import copy
 import logging
 import re
@@ -18,9 +19,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
+from html import escape
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from filelock import FileLock, Timeout
@@ -39,6 +42,9 @@ from dcgan.latents import seeded_latents
 from dcgan.models import Discriminator, Generator
 from dcgan.recipe import Recipe, load_recipe
 from dcgan.trainer import Trainer
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # What a resumed run may change: nothing that affects its numbers, except for the device and compilation, which round
 # and draw random numbers differently.
@@ -435,6 +441,20 @@ class Run:
         """Describe in words how training has gone so far, from its log; each entry is a line with its label."""
         return _log.summarize(_log.read(self.folder / "metrics.jsonl"), self._figures)
 
+    def _repr_html_(self) -> str:
+        """Return how training has gone so far, its curves and its last samples, as a notebook shows a run."""
+        from PIL import Image
+
+        lines = {"folder": str(self.folder), "steps": f"{self.trainer.steps:,} of {self.steps:,}", **self.summary()}
+        rows = (f'<tr><th scope="row">{name}</th><td>{escape(line)}</td></tr>' for name, line in lines.items())
+        parts = [f"<table>{''.join(rows)}</table>"]
+        if records := _log.read(self.folder / "metrics.jsonl"):
+            parts.append(_embed(Image.fromarray(images.draw_curves(records)), "curves"))
+        if frames := self._frames():
+            with Image.open(frames[-1]) as picture:
+                parts.append(_embed(picture, f"samples of step {step_of(frames[-1])}"))
+        return f"<div>{''.join(parts)}</div>"
+
     def ema_generator(self) -> Generator:
         """Return a copy of the generator as it is sampled and saved: averaged, in evaluation mode.
 
@@ -600,6 +620,15 @@ def _is_whole(picture: Path) -> bool:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # as Pillow finds damage
         return False
     return True
+
+
+def _embed(picture: "Image.Image", name: str) -> str:
+    """Return a picture, made smaller if it is large, as HTML that needs no file."""
+    picture.thumbnail((900, 900))
+    buffer = BytesIO()
+    picture.save(buffer, "WEBP", quality=90)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<p><img alt="{name}" src="data:image/webp;base64,{data}" style="max-width:100%"/></p>'
 
 
 def _acquire_lock(folder: Path) -> FileLock:

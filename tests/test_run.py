@@ -1,5 +1,6 @@
 """Runs: their folder, exact resumption, kills at any moment, full disks."""
 
+import base64
 import contextlib
 import copy
 import errno
@@ -8,8 +9,11 @@ import re
 import shutil
 import signal
 import sys
+from io import BytesIO
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -48,6 +52,40 @@ def test_a_run_writes_the_documented_files(unbroken):
         ]
     )
     assert "trained on digits for 19 steps of 200 images" in (unbroken / "README.md").read_text(encoding="utf-8")
+
+
+def shown_in_a_notebook(run):
+    """Return the lines and the pictures that a notebook shows of a run, by their names."""
+    page = ET.fromstring(run._repr_html_())  # every tag is closed, every text escaped
+    lines = {row.find("th").text: row.find("td").text for row in page.iter("tr")}
+    pictures = {}
+    for image in page.iter("img"):
+        kind, _, content = image.get("src").partition(";base64,")
+        assert kind == "data:image/webp"
+        pictures[image.get("alt")] = Image.open(BytesIO(base64.b64decode(content)))
+    return lines, pictures
+
+
+def test_a_notebook_shows_a_run_before_its_first_record_and_at_its_end(tmp_path):
+    folder = tmp_path / "<a> & b"
+    with contextlib.closing(Run.start(TINY.replace(steps=4, sample_every=3), folder)) as run:
+        lines, pictures = shown_in_a_notebook(run)
+        assert lines == {"folder": str(folder), "steps": "0 of 4"}
+        assert {name: picture.size for name, picture in pictures.items()} == {"samples of step 0": (56, 56)}
+        list(run.train())
+        lines, pictures = shown_in_a_notebook(run)
+        assert lines == {"folder": str(folder), "steps": "4 of 4", **run.summary()}
+        assert {name: picture.size for name, picture in pictures.items()} == {
+            "curves": (900, 580),
+            "samples of step 4": (56, 56),
+        }
+        with Image.open(folder / "samples/step-000004.png") as grid:
+            difference = np.asarray(grid.convert("RGB"), float) - np.asarray(pictures["samples of step 4"], float)
+        assert abs(difference).mean() < 8
+        assert len(run._repr_html_()) < 200_000
+
+        Image.new("RGB", (2000, 1000)).save(folder / "samples/step-000009.png")
+        assert shown_in_a_notebook(run)[1]["samples of step 9"].size == (900, 450)
 
 
 def test_the_card_follows_the_run_until_somebody_edits_it(tmp_path):
