@@ -17,7 +17,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples"
 # Those that embed nothing, and take files or hours.
-TOOLS = {"guidelines", "image_classifier", "pictures", "zoo_model"}
+TOOLS = {"diagrams", "guidelines", "image_classifier", "pictures", "zoo_model"}
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in TOOLS)
 LIBRARIES = {
     "accelerate_loop": "accelerate",
