@@ -70,8 +70,12 @@
     };
   }
 
+  const blocks = new Map(); // the last few: a walk asks for the same ones at each of its steps
+
   /** Return a block of latents, (256, Z) in one array, as `torch.randn` fills it: Box and Muller, in groups of 16. */
   function drawBlock(seed, block, latentDim) {
+    const key = [...seed, block, latentDim].join();
+    if (blocks.has(key)) return blocks.get(key);
     const random = mersenneTwister(deriveSeed(seed, split(block))[1]);
     const values = Float32Array.from({ length: BLOCK * latentDim }, () => (random() & 0xffffff) / 2 ** 24);
     for (let group = 0; group < values.length; group += 16) {
@@ -82,17 +86,17 @@
         values[i + 8] = radius * Math.sin(angle);
       }
     }
+    if (blocks.size === 8) blocks.clear();
+    blocks.set(key, values);
     return values;
   }
 
   /** Return latents number `start` to `start + n - 1` of a seed, an array of N arrays (Z,). */
   function seededLatents(n, latentDim, seed, start = 0) {
-    const blocks = new Map();
     return Array.from({ length: n }, (_, i) => {
-      const block = Math.floor((start + i) / BLOCK);
-      if (!blocks.has(block)) blocks.set(block, drawBlock(seed, block, latentDim));
       const row = (start + i) % BLOCK;
-      return blocks.get(block).subarray(row * latentDim, (row + 1) * latentDim);
+      const block = drawBlock(seed, (start + i - row) / BLOCK, latentDim);
+      return block.subarray(row * latentDim, (row + 1) * latentDim);
     });
   }
 
