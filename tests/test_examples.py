@@ -169,24 +169,6 @@ def test_the_bare_loop_trains_on_mnist(launch, real_data):
     assert ranks[0].state != noise[0].state
 
 
-@pytest.mark.slow
-def test_the_notebook_runs(tmp_path):
-    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
-    pytest.importorskip("ipykernel")
-    notebook = nbformat.read(FOLDER / "notebook.ipynb", as_version=4)
-    nbclient.NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert {output.output_type for output in outputs} == {"display_data"}  # no text, and so no warning
-    assert all("image/png" in output.data for output in outputs)
-
-
-def test_the_notebook_is_stored_without_outputs():
-    notebook = json.loads((FOLDER / "notebook.ipynb").read_text(encoding="utf-8"))
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert code
-    assert all((cell["outputs"], cell["execution_count"]) == ([], None) for cell in code)
-
-
 @pytest.fixture
 def guidelines(monkeypatch):
     specification = importlib.util.spec_from_file_location("guidelines", FOLDER / "guidelines.py")
