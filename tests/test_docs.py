@@ -18,8 +18,12 @@ def fences(page, language):
     return [code for skipped, name, code in found if name == language and not skipped]
 
 
+def is_run(page):  # those of the course take minutes: see test_learn.py
+    return page.parent.name != "learn" and bool(fences(page, "python"))
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # by checkpoints of a single process
-@pytest.mark.parametrize("page", [page for page in PAGES if fences(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if is_run(page)], ids=lambda page: page.name)
 def test_python_on_the_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Generator(image_size=32, channels=1, base_channels=4).save_pretrained("runs/digits")
@@ -94,7 +98,7 @@ def test_places_to_change_are_where_the_guide_says():
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("command", ["train", "generate", "convert", "export", "push", "bench"])
+@pytest.mark.parametrize("command", ["train", "show", "generate", "convert", "export", "push", "bench"])
 def test_every_option_is_documented(command):
     from dcgan.cli import app
 
