@@ -8,7 +8,6 @@ that is there already is drawn as it is.
 
 import sys
 import tempfile
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -138,13 +137,12 @@ def train(*options: str) -> None:
         sys.exit(code)
 
 
-def main(arguments: Sequence[str]) -> None:
-    folder = Path(arguments[0])
+def draw_all(folder: Path, runs: Path) -> None:
     draw_networks(folder)
     (folder / "step.svg").write_text(draw_step(), encoding="utf-8", newline="\n")
-    with tempfile.TemporaryDirectory() as temporary:
-        draw_curves(folder / "curves-dead.png", Path(arguments[1] if arguments[1:] else temporary))
+    draw_curves(folder / "curves-dead.png", runs)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with tempfile.TemporaryDirectory() as temporary:
+        draw_all(Path(sys.argv[1]), Path(sys.argv[2] if sys.argv[2:] else temporary))

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 
-from dcgan import Generator, cli, data, images, list_models, zoo
+from dcgan import Generator, cli, data, images, list_architectures, list_models, zoo
 from dcgan._files import read_json_lines
 from dcgan._labelled import load_labelled
 from dcgan.features import classify_by_neighbor
@@ -164,6 +164,12 @@ def draw_curves(options: Namespace) -> None:
     images.save_curves(options.out / "curves-mnist.png", read_json_lines(options.runs / "mnist/metrics.jsonl"))
 
 
+def draw_diagrams(options: Namespace) -> None:
+    from diagrams import draw_all  # the script beside this one
+
+    draw_all(options.out, options.work)
+
+
 def draw_explore(options: Namespace) -> None:
     import pytest
 
@@ -201,6 +207,10 @@ PARTS = {
     "tables": Part(measure_tables, [], ("data", "svhn")),
     "conditional": Part(draw_conditional, ["conditional-digits.png", "conditional-mnist.png"], ("runs",)),
     "curves": Part(draw_curves, ["curves-mnist.png"], ("runs",)),
+    "diagrams": Part(
+        draw_diagrams,
+        [*(f"network-{name}.svg" for name in list_architectures()), "step.svg", "curves-dead.png"],
+    ),
     "explore": Part(draw_explore, ["explore.png"]),
 }
 
