@@ -184,9 +184,11 @@
     /^-?\d+(\.\d+)?$/.test(text) && low <= Number(text) && Number(text) <= high ? Number(text) : undefined;
   const oneImage = (text) => (/^(\d{1,15}:)?\d{1,15}$/.test(text) ? text : undefined);
 
+  const modelName = (text) => (Object.hasOwn(dcganFiles.models, text) ? text : undefined);
+
   /** Each parameter: its default, how to read it, and what it must be. */
   const PARAMETERS = {
-    model: { start: "faces", read: (text) => (Object.hasOwn(dcganFiles.models, text) ? text : undefined), is: "one of this page's" },
+    model: { start: "faces", read: modelName, is: "one of this page's" },
     seed: { start: 0, read: whole, is: `a whole number up to ${LAST}` },
     centre: { start: "0", read: oneImage, is: "INDEX or SEED:INDEX" },
     ways: { start: 0, read: whole, is: `a whole number up to ${LAST}` },
