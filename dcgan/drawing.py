@@ -173,7 +173,7 @@ def to_html(network: "Generator | Discriminator") -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in headings)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return (
-        f'<div style="overflow-x:auto">{draw(network)}<table><thead><tr>{head}</tr></thead>'
+        f'<div style="overflow-x:auto">{draw(network)}<table style="white-space:nowrap"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
