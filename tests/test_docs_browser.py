@@ -206,7 +206,7 @@ def test_another_model_is_loaded_when_it_is_chosen(chromium):
     reader.page.get_by_label("Model").select_option("digits")
     reader.wait_for("#model=digits")
     assert reader.pixels().shape == (32, 32, 3)
-    assert re.search(r"onnxruntime-web [\d.]+, \d\.\d MB, and digits, \d\.\d MB", reader.part("facts").inner_text())
+    assert re.search(r"onnxruntime-web [\d.]+, \d\.\d MB; digits, \d\.\d MB", reader.part("facts").inner_text())
     reader.leave()
 
 

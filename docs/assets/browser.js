@@ -213,8 +213,8 @@
 
   /** Return the fragment of a view: the model, and what differs from the defaults. */
   function writeView(view) {
-    const changed = Object.entries(view).filter(([name, value]) => name === "model" || value !== PARAMETERS[name].start);
-    return `#${changed.map((pair) => pair.join("=")).join("&")}`;
+    const pairs = Object.entries(view).filter(([name, value]) => name === "model" || value !== PARAMETERS[name].start);
+    return `#${pairs.map((pair) => pair.join("=")).join("&")}`;
   }
 
   /** Return [seed, index] of an image as the view names it. */
@@ -223,7 +223,7 @@
     return [seed ?? view.seed, index];
   }
 
-  /** Return the latent (Z,) of a view: its centre, moved along the directions, and on its way to the end of the walk. */
+  /** Return the latent (Z,) of a view: its centre, moved along the directions, on the way to the walk's end. */
   function latentOf(view, latentDim) {
     const latent = (text) => {
       const [seed, index] = readImage(text, view);
@@ -293,8 +293,8 @@
       const took = performance.now() - began;
       paint(part("picture"), picture);
       part("facts").textContent =
-        `${facts.size}×${facts.size} pixels in ${took.toFixed(0)} ms on this machine. Loaded from where this page is: ` +
-        `onnxruntime-web ${dcganFiles.version}, ${megabytes(dcganFiles.bytes)}, and ${model}, ${megabytes(facts.bytes)}.`;
+        `${facts.size}×${facts.size} pixels in ${took.toFixed(0)} ms on this machine. Loaded from beside this page: ` +
+        `onnxruntime-web ${dcganFiles.version}, ${megabytes(dcganFiles.bytes)}; ${model}, ${megabytes(facts.bytes)}.`;
       showControls();
       page.dataset.state = "ready";
       page.dataset.link = link; // of what is to be seen
