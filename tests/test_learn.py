@@ -59,6 +59,8 @@ def test_outputs_that_differ_are_told_apart():
     assert not close("1 2", "1", relative=0.05, absolute=0.02)
 
 
+# Of tensors that matplotlib is given: torch does not take NumPy's newest argument yet.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("page", make.pages(), ids=lambda page: page.stem)
 def test_a_page_prints_what_stands_on_it_and_draws_its_pictures(page, tmp_path):
