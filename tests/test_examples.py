@@ -17,7 +17,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples"
 # Those that embed nothing, and take files or hours.
-TOOLS = {"diagrams", "guidelines", "image_classifier", "pictures", "zoo_model"}
+TOOLS = {"beside_tutorial", "diagrams", "guidelines", "image_classifier", "pictures", "zoo_model"}
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in TOOLS)
 LIBRARIES = {
     "accelerate_loop": "accelerate",
@@ -169,11 +169,16 @@ def test_the_bare_loop_trains_on_mnist(launch, real_data):
     assert ranks[0].state != noise[0].state
 
 
-@pytest.fixture
-def guidelines(monkeypatch):
-    specification = importlib.util.spec_from_file_location("guidelines", FOLDER / "guidelines.py")
+def load_example(name):
+    specification = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def guidelines(monkeypatch):
+    module = load_example("guidelines")
     for name, value in {"WIDTH": 4, "BATCH": 8, "SAMPLES": 16, "REAL": 64, "CHECKPOINTS": 4}.items():
         monkeypatch.setattr(module, name, value)
     return module
@@ -229,3 +234,41 @@ def test_a_guideline_is_judged_by_what_its_claim_is_about(guidelines):
     assert averaged.endswith("| 8 | 0.1 | 4 | half-way × 2 | holds |")
     assert sigmoid.endswith("| 1 | 0.1 | 2 | distance × 0.5 | the other way round |")
     assert beta.endswith("| 1 | 0.3 | 2 | moves × 3 | holds |")
+
+
+def test_a_recipe_is_compared_at_equal_steps_and_seconds(tmp_path, monkeypatch, capsys):
+    module = load_example("beside_tutorial")
+    for name, value in {"_GENERATED": 16, "_REAL": 64}.items():
+        monkeypatch.setattr(f"dcgan._quality.{name}", value)
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text("data: digits\nimage_size: 16\nchannels: 1\nbase_channels: 4\nbatch_size: 16\nsteps: 1\n")
+    command = ["beside_tutorial.py", str(recipe), "--steps", "10", "--seeds", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    module.main()
+    rows = [json.loads(line) for line in (tmp_path / "small.jsonl").read_text(encoding="utf-8").splitlines()]
+    for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
+        assert [point["step"] for point in theirs["curve"]] == [*range(1, 11)]
+        assert ours["curve"][9]["step"] == 10
+        assert ours["curve"][-1]["seconds"] >= theirs["curve"][-1]["seconds"]
+    first = capsys.readouterr().out
+    module.main()
+    assert capsys.readouterr().out == first
+    assert "| the tutorial | 10 |" in first
+
+
+def test_distances_are_compared_in_pairs_of_seeds():
+    module = load_example("beside_tutorial")
+    rows = [
+        {"recipe": name, "seed": seed, "curve": [{"step": s, "seconds": 1.0 * s, "distance": d} for s, d in curve]}
+        for name, seed, curve in (
+            ("tutorial", 0, [(10, 8.0)]),
+            ("tutorial", 1, [(10, 4.0)]),
+            ("ours", 0, [(10, 4.0), (20, 2.0)]),
+            ("ours", 1, [(10, 1.0), (20, 0.5)]),
+        )
+    ]
+    assert module.compare(rows, 10).splitlines()[2:] == [
+        "| the tutorial | 10 | 10 | 6.00 (4.00 to 8.00) | 1.00 |",
+        "| ours, as many steps | 10 | 10 | 2.50 (1.00 to 4.00) | 0.38 |",
+        "| ours, as many seconds | 20 | 20 | 1.25 (0.50 to 2.00) | 0.19 |",
+    ]
