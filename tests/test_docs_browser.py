@@ -19,7 +19,6 @@ from dcgan.zoo import load_record
 pytestmark = pytest.mark.browser
 
 PAGE = Path(__file__).parents[1] / "site/browser/index.html"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 PATIENCE = 120_000  # milliseconds, for machines that are busy
 START = "#model=faces"  # the link to what the page shows first
 LEVELS = 2  # of 255: weights of half precision, and other orders of sums
@@ -29,17 +28,10 @@ PIXELS = """canvas => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: apt-get install chromium")
+@pytest.fixture(autouse=True, scope="module")
+def _site():
     if not (PAGE.parents[1] / "assets/browser/runtime.js").is_file():
         pytest.skip("no built site with a model: .ci/browser_page.py && zensical build --clean --strict")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Reader:

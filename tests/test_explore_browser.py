@@ -25,7 +25,6 @@ from dcgan.explore import export_space
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 PATIENCE = 120_000  # milliseconds, for machines that are busy
 
 
@@ -52,17 +51,6 @@ def page_of_a_run(tmp_path_factory):
     run = start_and_stop(TINY, tmp_path_factory.mktemp("runs") / "tiny")
     with served("-m", "dcgan", "explore", run, "--port", "0") as process:
         yield process.stdout.readline().split()[0]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Visit:
