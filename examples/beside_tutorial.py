@@ -31,7 +31,7 @@ SIZE = ("data", "root", "image_size", "channels")  # what the tutorial's recipe 
 
 
 def train(recipe: Recipe, pictures: Images, evaluator: Evaluator, steps: int, seconds: float) -> list[dict[str, Any]]:
-    """Train for so many steps, and on until so many seconds are spent; measure at each tenth, and at the end."""
+    """Train for so many steps, and on until so many seconds are spent; measure at each tenth of the steps, and at the end."""
     recipe, generator, discriminator = _build.build_networks(recipe)
     trainer = _build.build_trainer(recipe, generator, discriminator)
     batch_size = min(recipe.batch_size or 1, len(pictures))
@@ -43,7 +43,7 @@ def train(recipe: Recipe, pictures: Images, evaluator: Evaluator, steps: int, se
         next(run)
         spent += time.process_time() - began
         last = trainer.steps >= steps and spent >= seconds
-        if last or trainer.steps % (steps // CHECKPOINTS) == 0:
+        if last or (trainer.steps <= steps and trainer.steps % (steps // CHECKPOINTS) == 0):
             network = copy.deepcopy(trainer.generator if trainer.ema is None else trainer.ema).eval()
             estimate_statistics(network, recipe.seed)
             distance = evaluator.frechet_distance(network, seed=recipe.seed + 2)
