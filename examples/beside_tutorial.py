@@ -31,7 +31,7 @@ SIZE = ("data", "root", "image_size", "channels")  # what the tutorial's recipe 
 
 
 def train(recipe: Recipe, pictures: Images, evaluator: Evaluator, steps: int, seconds: float) -> list[dict[str, Any]]:
-    """Train for so many steps, and on until so many seconds are spent; measure at each tenth of the steps, and at the end."""
+    """Train for so many steps, and on until so many seconds are spent; measure at each tenth, and at the end."""
     recipe, generator, discriminator = _build.build_networks(recipe)
     trainer = _build.build_trainer(recipe, generator, discriminator)
     batch_size = min(recipe.batch_size or 1, len(pictures))
