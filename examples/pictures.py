@@ -12,6 +12,8 @@ or `svhn`, which is fetched. RUNS holds what these commands make:
     dcgan train --recipe mnist --root DATA --out RUNS/mnist
     dcgan train --conditional --out RUNS/conditional
     dcgan train --recipe mnist --conditional --root DATA --epochs 2 --out RUNS/conditional-mnist
+    dcgan bench --suite robustness --root DATA --out RUNS/robustness.jsonl    # --short, unless you have a day
+    python examples/guidelines.py --seeds 3 --out RUNS/guidelines
 
 The picture of `dcgan explore` is a screenshot, which a test takes with Chromium: `pip install -e '.[dev]'`.
 """
@@ -164,6 +166,40 @@ def draw_curves(options: Namespace) -> None:
     images.save_curves(options.out / "curves-mnist.png", read_json_lines(options.runs / "mnist/metrics.jsonl"))
 
 
+def draw_robustness(options: Namespace) -> None:
+    """Draw the distance of each run of the tutorial's recipe and of ours; dead ones are crosses at the top."""
+    from matplotlib.figure import Figure
+
+    rows = read_json_lines(options.runs / "robustness.jsonl")
+    sets = list(dict.fromkeys(row["set"] for row in rows))
+    cells = sorted({(row["set"], row["width"], row["batch_size"]) for row in rows}, key=lambda c: (sets.index(c[0]), c))
+    highest = 1.5 * max(row["distance"] for row in rows if row["distance"])
+    figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    for recipe, colour, shift in (("tutorial", "tab:orange", -0.15), ("ours", "tab:blue", 0.15)):
+        runs = [row for row in rows if row["recipe"] == recipe]
+        places = [cells.index((row["set"], row["width"], row["batch_size"])) + shift for row in runs]
+        alive = [(place, row["distance"]) for place, row in zip(places, runs, strict=True) if not row["collapse"]]
+        dead = [place for place, row in zip(places, runs, strict=True) if row["collapse"]]
+        axes.scatter(*zip(*alive, strict=True), color=colour, label=recipe)
+        axes.scatter(dead, [highest] * len(dead), color=colour, marker="x", label=f"{recipe}, dead" if dead else None)
+    labels = [f"{name}\nwidth {width}\nbatch {size}" for name, width, size in cells]
+    axes.set_xticks(range(len(cells)), labels, fontsize=6.5)
+    axes.set(yscale="log", ylabel="distance from the images")
+    figure.legend(loc="outside upper right", ncols=3)
+    figure.savefig(options.out / "robustness.png")
+
+
+def draw_guidelines(options: Namespace) -> None:
+    import guidelines  # the script beside this one
+
+    folder = options.runs / "guidelines"
+    rows = [row for row in read_json_lines(folder / "rows.jsonl") if (row["set"], row["steps"]) == ("digits", 400)]
+    print(guidelines.table(rows, "digits"))
+    guidelines.draw_curves(rows, options.out / "guidelines-curves.png")
+    guidelines.draw_samples(folder, "digits", options.out / "guidelines-samples.png")
+
+
 def draw_diagrams(options: Namespace) -> None:
     from diagrams import draw_all  # the script beside this one
 
@@ -207,6 +243,8 @@ PARTS = {
     "tables": Part(measure_tables, [], ("data", "svhn")),
     "conditional": Part(draw_conditional, ["conditional-digits.png", "conditional-mnist.png"], ("runs",)),
     "curves": Part(draw_curves, ["curves-mnist.png"], ("runs",)),
+    "robustness": Part(draw_robustness, ["robustness.png"], ("runs",)),
+    "guidelines": Part(draw_guidelines, ["guidelines-curves.png", "guidelines-samples.png"], ("runs",)),
     "diagrams": Part(
         draw_diagrams,
         [*(f"network-{name}.svg" for name in list_architectures()), "step.svg", "curves-dead.png"],
