@@ -138,7 +138,8 @@ def fail_together() -> Iterator[None]:
 def compute_parts(compute: Callable[[int, int], T], number: int, size: int) -> list[T]:
     """Compute something of each of `number` images, in parts of at most `size`, each process consecutive ones of them.
 
-    What a part holds does not depend on the number of processes, and so neither does what is computed of it.
+    With the same `size`, a part holds the same images in any number of processes. The fastest process waits for the
+    slowest one, at most as long as the timeout of the group.
 
     Args:
         compute: Called with the index of the first image of a part, and with that after its last one; it returns what

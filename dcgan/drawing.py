@@ -347,11 +347,15 @@ def _map(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _scale(layer: nn.Upsample) -> int:
-    factor: Any = layer.scale_factor  # one number for both sides, in our networks
+    factor: Any = layer.scale_factor
+    if not isinstance(factor, int | float) or factor != int(factor):
+        raise InputError(f"an enlargement must be by a whole number for both sides, got {layer}")
     return int(factor)
 
 
 def _pair(value: Any) -> tuple[int, int]:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise InputError(f"sizes in a layer must be two whole numbers, got {value!r}")
     height, width = value
     return height, width
 

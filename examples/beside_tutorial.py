@@ -78,6 +78,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/beside"))
     options = parser.parse_args()
+    if options.steps % CHECKPOINTS or options.steps <= 0:
+        parser.error(f"--steps must be a multiple of {CHECKPOINTS}, got {options.steps}")
     torch.set_num_threads(1)  # seconds of the processor are then those of a core
     given = {key: value for key in ("data", "root") if (value := getattr(options, key)) is not None}
     ours = load_recipe(options.recipe).replace(**given, steps=1, epochs=None).resolve()
@@ -89,7 +91,7 @@ def main() -> None:
     for seed in range(options.seeds):
         seconds = 0.0
         for name, recipe in (("tutorial", theirs), ("ours", ours)):
-            key = {"recipe": name, "seed": seed, "steps": options.steps}
+            key = {"data": ours.data, "root": str(ours.root), "recipe": name, "seed": seed, "steps": options.steps}
             row = next((row for row in read_json_lines(log) if key.items() <= row.items()), None)
             if row is None:
                 seeded = recipe.replace(seed=seed, device="cpu").resolve()
@@ -98,7 +100,8 @@ def main() -> None:
                     file.write(json.dumps(row) + "\n")
             seconds = row["curve"][-1]["seconds"]
             print(f"{name}, seed {seed}: {row['curve'][-1]}")
-    rows = [row for row in read_json_lines(log) if row["steps"] == options.steps and row["seed"] < options.seeds]
+    of_this = {"data": ours.data, "root": str(ours.root), "steps": options.steps}
+    rows = [row for row in read_json_lines(log) if of_this.items() <= row.items() and row["seed"] < options.seeds]
     print(f"\n{options.recipe}\n{compare(rows, options.steps)}")
 
 

@@ -314,15 +314,15 @@ def table(rows: list[dict[str, Any]], name: str) -> str:
         with_it = [measures(ours[row["seed"]], ours[row["seed"]]) for row in alive]
         ratios = [mine[key] / theirs[key] for mine, theirs in zip(figures, with_it, strict=True)]
         cells = [write(median(f[what] for f in figures)) if alive else "" for what in ("distance", "moves", "half-way")]
-        span = " to ".join(dict.fromkeys(f"{ratio:.2g}" for ratio in (min(ratios), max(ratios)))) if ratios else ""
+        span = " to ".join(dict.fromkeys(write(ratio, 2) for ratio in (min(ratios), max(ratios)))) if ratios else ""
         said = "" if variant.name == OURS else verdict(variant.claim, ratios, len(runs) - len(alive))
         compared = "" if variant.name == OURS or not span else f"{key} × {span}"
         lines.append(f"| {variant.name} | {variant.says} | {' | '.join(cells)} | {compared} | {said} |")
     return "\n".join(lines)
 
 
-def write(figure: float) -> str:
-    return "never" if figure == float("inf") else f"{figure:.3g}"
+def write(figure: float, digits: int = 3) -> str:
+    return "never" if figure == float("inf") else f"{figure:.{digits}g}"
 
 
 def end(row: dict[str, Any]) -> float:
@@ -374,6 +374,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="parts of the names of variants to run")
     parser.add_argument("--out", type=Path, default=Path("runs/guidelines"))
     options = parser.parse_args()
+    if options.steps % CHECKPOINTS or options.steps <= 0:
+        parser.error(f"--steps must be a multiple of {CHECKPOINTS}, got {options.steps}")
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "rows.jsonl"
     chosen = [v for v in VARIANTS if not options.only or any(part in v.name for part in [OURS, *options.only])]

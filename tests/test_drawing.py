@@ -250,6 +250,23 @@ def committed(name):
     return (ROOT / "docs/assets" / name).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 8, 3, padding="same"),
+        nn.Upsample(size=(8, 8)),
+        nn.Upsample(scale_factor=1.5),
+        nn.Upsample(scale_factor=(2.0, 2.0)),
+    ],
+)
+def test_layers_of_other_kinds_of_sizes_are_refused(layer):
+    discriminator = Discriminator(image_size=16, base_channels=4)
+    discriminator.blocks["8x8"] = nn.Sequential(layer)
+    with pytest.raises(ValueError, match="must be"):
+        drawing.stages(discriminator)
+    assert discriminator._repr_html_() is None
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_pictures_of_the_documentation_are_what_is_drawn_now(name, tmp_path):
     path = tmp_path / "drawn.svg"
@@ -270,7 +287,7 @@ def test_the_command_prints_the_tables_and_writes_the_picture(tmp_path, capsys):
     networks = [kind(image_size=16, base_channels=4) for kind in (Generator, Discriminator)]
     for network in networks:
         network.save_pretrained(tmp_path / "saved")
-    path = tmp_path / "picture.svg"
+    path = tmp_path / "new/picture.svg"
     assert cli.main(["show", str(tmp_path / "saved"), "--out", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.islower() and " " not in line] == ["generator", "discriminator"]

@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import socket
 import subprocess
 import sys
+import time
 from contextlib import closing
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -224,7 +226,7 @@ def test_a_conditional_model_draws_the_class_of_the_link(tmp_path):
 
 
 def test_what_is_known_of_a_model_is_told(tmp_path, models):
-    text, curves, samples = _view.tell(models, "faces")
+    text, curves, samples = models.tell("faces")
     assert "portraits" in text
     assert (curves, samples) == (None, [])
     run = start_and_stop(TINY.replace(steps=6), tmp_path / "run")
@@ -232,7 +234,7 @@ def test_what_is_known_of_a_model_is_told(tmp_path, models):
         encoding="utf-8"
     ) + "![spy](https://example.org/p.png) <img src='//example.org'>"
     (run / "README.md").write_text(card, encoding="utf-8")
-    text, curves, samples = _view.tell(Models(str(run)), "run")
+    text, curves, samples = Models(str(run)).tell("run")
     assert text.startswith("- **step**: 6\n- **health**: ")
     assert "\n# run\n" in text
     assert "16×16 images" in text
@@ -244,7 +246,7 @@ def test_what_is_known_of_a_model_is_told(tmp_path, models):
 def test_a_run_that_goes_on_is_followed(tmp_path):
     run = start_and_stop(TINY.replace(steps=6), tmp_path / "run")
     models = Models(str(run))
-    before, drawn, (text, *_) = models.stamp("run"), draw(models, View("run")), _view.tell(models, "run")
+    before, drawn, (text, *_) = models.stamp("run"), draw(models, View("run")), models.tell("run")
     assert models.stamp("run") == before
     with closing(Run.resume(run, Recipe.from_yaml((run / "recipe.yaml").read_text()).replace(steps=12))) as resumed:
         for _ in resumed.train():
@@ -252,7 +254,7 @@ def test_a_run_that_goes_on_is_followed(tmp_path):
     assert models.stamp("run") != before
     assert not torch.equal(draw(models, View("run")), drawn)
     assert "**step**: 6" in text
-    assert "**step**: 12" in _view.tell(models, "run")[0]
+    assert "**step**: 12" in models.tell("run")[0]
     assert models.stamp("digits") is None
 
 
@@ -342,3 +344,41 @@ def test_a_folder_without_weights_is_refused(capsys, tmp_path):
     Generator(image_size=16, base_channels=4).save_pretrained(tmp_path / "half")
     (tmp_path / "half/model.safetensors").unlink()
     assert "model.safetensors" in said(capsys, "explore", tmp_path / "half", code=2)
+
+
+@needs_gradio
+def test_the_page_of_a_training_run_ends_with_it_however_it_ends(tmp_path):
+    """Under torchrun's variables, since the page is none of its processes."""
+    start_and_stop(TINY.replace(steps=6), tmp_path / "run")
+    code = f"""
+import logging, time
+from pathlib import Path
+from dcgan.cli._watch import page
+
+logging.basicConfig(level=logging.INFO)
+with page(Path({str(tmp_path / "run")!r})):
+    time.sleep(1000)
+"""
+    torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none", "BROWSER": "true"}
+    training = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | torchrun, stderr=subprocess.PIPE, text=True
+    )
+    with training:
+        address = next(line for line in training.stderr if "watch it at" in line).split(":")[-1]
+        wait_for(int(address), answers=True)
+        training.kill()
+    wait_for(int(address), answers=False)
+
+
+def wait_for(port, *, answers):
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            found = True
+        except OSError:
+            found = False
+        if found == answers:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 from pathlib import Path
+from threading import Thread
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -42,7 +43,7 @@ def explore(
             say(f"  hf upload ORGANISATION/NAME {export_space} --repo-type space")
             return 0
         try:
-            explore.serve(model, host=host, port=port, started=lambda url: _tell(url, browser=browser))
+            explore.serve(model, host=host, port=port, started=lambda url: announce(url, browser=browser))
         except OSError as error:
             if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES) and error.filename is None:
                 raise UsageError(f"--host {host} --port {port}: {os.strerror(error.errno)}") from error
@@ -52,10 +53,12 @@ def explore(
     return 0
 
 
-def _tell(url: str, *, browser: bool) -> None:
+def announce(url: str, *, browser: bool) -> None:
+    """Print the address of the page that is about to be served, and open it in the browser if that is asked for."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was uploaded is removed then, too
     say(f"{url}  (Ctrl-C stops it)")
     if browser:
         import webbrowser
 
-        webbrowser.open(url)
+        # Not waited for: a browser in a terminal runs until it is left, and asks for a page that is not served yet.
+        Thread(target=webbrowser.open, args=[url], daemon=True).start()

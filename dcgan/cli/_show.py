@@ -45,6 +45,7 @@ def show(
             say_table(_align(table(network)))
             say("")
         if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
             save_svg(out, *networks)
             say(f"{out}: {' and '.join(type(network).__name__.lower() for network in networks)}")
     return 0

@@ -1,16 +1,11 @@
 """`dcgan train`."""
 
-import logging
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from shlex import quote
-from threading import Thread
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -28,12 +23,11 @@ from dcgan.cli._terminal import (
     progress_bar,
     say,
 )
+from dcgan.cli._watch import page
 from dcgan.recipe import Recipe
 
 if TYPE_CHECKING:
     from dcgan.run import Run
-
-logger = logging.getLogger(__name__)
 
 _DEFAULTS = RecipeOptions()
 
@@ -121,33 +115,13 @@ def _train(options: Recipe, out: Path | None, resume: Path | None, *, watch: boo
         if run.recipe.lr_decay:
             more = f"to start a new run from its networks: {command} --from {folder}"
         raise UsageError(f"{run.folder} has completed all of its {run.steps} steps; {more}")
-    with _page(run.folder) if watch and _processes.process_rank() == 0 else nullcontext():
-        stopped_by = _train_to_the_end(run)
-    if stopped_by:
-        say(f"\nstopped at step {run.trainer.steps} of {run.steps}, and saved; to resume:")
-        say(f"  {command} --resume {folder}")
-        return 128 + stopped_by
-    _conclude(run, round(time.perf_counter() - began))
+    with page(run.folder) if watch and _processes.process_rank() == 0 else nullcontext():
+        if stopped_by := _train_to_the_end(run):
+            say(f"\nstopped at step {run.trainer.steps} of {run.steps}, and saved; to resume:")
+            say(f"  {command} --resume {folder}")
+            return 128 + stopped_by
+        _conclude(run, round(time.perf_counter() - began))
     return 0
-
-
-@contextmanager
-def _page(folder: Path) -> Iterator[None]:
-    """Show the page of `dcgan explore` on a folder, from a process of its own, until the block ends."""
-    command = [sys.executable, "-m", "dcgan", "explore", str(folder), "--port", "0", "--open"]
-    # A session of its own, so that Ctrl-C reaches training alone, which closes the page when it has saved.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:  # noqa: S603 - ourselves
-        Thread(target=_tell_address, args=[process.stdout], daemon=True).start()
-        try:
-            yield
-        finally:
-            process.terminate()
-
-
-def _tell_address(lines: IO[str]) -> None:
-    """Log where the page is, once it can be opened, which takes some seconds."""
-    if line := lines.readline():
-        logger.info("watch it at %s", line.split()[0])
 
 
 def _expect_used(options: Recipe) -> None:

@@ -27,7 +27,7 @@ _FRAMES_PER_SECOND = 20
 _FOLLOW_SECONDS = 3  # between two looks at the files of a run
 _CACHE_SECONDS = 3600  # how long what was shown or uploaded stays on disk, while the page is served
 _SHOW_LINK = "query => { history.replaceState(null, '', '?' + query); return location.href }"
-_FOLLOWED = 7  # what a look may change: what was seen, picture, link, images, text, curves, samples
+_NEWS = 6  # picture, link, images, text, curves, samples
 _ROLES = {"the centre": "centre", "the walk": "walk", "A": "a", "B": "b", "C": "c"}
 
 
@@ -113,13 +113,12 @@ def build_page(models: Models) -> gr.Blocks:
         other.click(handlers.take_other_ways, inputs, everything, show_progress="hidden")
         query.change(None, query, link, js=_SHOW_LINK)
         seen = gr.State()
-        gr.Timer(_FOLLOW_SECONDS, active=models.stamp(models.default) is not None).tick(
-            handlers.follow,
-            [seen, *inputs],
-            [seen, *drawn, shown, *about],
-            show_progress="hidden",
-            trigger_mode="once",
+        following = models.stamp(models.default) is not None
+        gr.Timer(_FOLLOW_SECONDS, active=following).tick(
+            handlers.look, [seen, controls["model"]], seen, show_progress="hidden"
         )
+        # In a call of its own, which takes the controls as they are now.
+        seen.change(handlers.show_news, inputs, [*drawn, shown, *about], show_progress="hidden")
     return page
 
 
@@ -299,20 +298,24 @@ class _Handlers:
         captioned = zip(_to_pil(both), ["yours", f"error {error:.4f}"], strict=True)
         return gr.Gallery(list(captioned), visible=True), centre
 
-    def follow(self, seen: Any, *values: Any) -> list[Any]:
-        """Show what a run that is training has written since the last look, `seen`."""
-        model, nothing = values[0], [gr.skip()] * _FOLLOWED
+    def look(self, seen: Any, model: str) -> Any:
+        """Return what tells whether a run that is training has written something since the last look, `seen`."""
         try:
-            now = [model, self.models.stamp(model)]
-            if now[1] is None or now == seen:
-                return nothing
+            stamp = self.models.stamp(model)
+        except (DcganError, OSError):  # being written
+            stamp = None
+        now = [model, *(stamp or ())]
+        return gr.skip() if stamp is None or now == seen else now
+
+    def show_news(self, *values: Any) -> list[Any]:
+        try:
             view = View(*values)
-            return [now, *self._picture(view), _to_pil(_view.draw_seed(self.models, view)), *self._about(model)]
-        except (DcganError, OSError):  # half-typed or half-written: another look finds better
-            return nothing
+            return [*self._picture(view), _to_pil(_view.draw_seed(self.models, view)), *self._about(view.model)]
+        except (DcganError, OSError):  # half-typed or half-written: the next look finds better
+            return [gr.skip()] * _NEWS
 
     def _about(self, model: str) -> list[Any]:
-        text, curves, samples = _view.tell(self.models, model)
+        text, curves, samples = self.models.tell(model)
         captioned = [(_open(path), f"step {path.stem[5:].lstrip('0') or 0}") for path in samples]
         return [
             text,

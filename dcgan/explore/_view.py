@@ -1,4 +1,4 @@
-"""What the page shows, as functions of what its link says: nothing is kept from one call to the next.
+"""What the page shows, as functions of what its link says: nothing of a visitor is kept from one call to the next.
 
 Shapes: N latents, Z latent length, P points of a walk, K channels, H×W image size.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlencode
 
 import numpy as np
@@ -40,6 +40,9 @@ _LAST = 2**53 - 1  # the largest seed or index: beyond it, a browser's numbers s
 _SIDE, _SMALL_SIDE = 384, 128  # pixels, to which an image, and one of many, are enlarged by whole numbers
 _SEARCHES, _SEARCH_STEPS = 4, 200
 _SAMPLES = 12  # of the pictures of a run's samples
+
+
+_Told: TypeAlias = tuple[str, np.ndarray | None, list[Path]]
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,8 @@ class Models:
             self._places = {model: model, **on_board}
         self.names = list(self._places)
         self._generators: dict[str, tuple[int, Generator]] = {}
-        self._lock = Lock()
+        self._told: dict[str, tuple[tuple[int, ...], _Told]] = {}
+        self._lock, self._drawing = Lock(), Lock()
         self.load(self.default)
 
     def load(self, name: str) -> Generator:
@@ -164,6 +168,19 @@ class Models:
         folder = self.folder(name)
         files = [] if folder is None else [path for path in (folder / file for file in WEIGHT_FILES) if path.exists()]
         return max((path.stat().st_mtime_ns for path in files), default=0)
+
+    def tell(self, name: str) -> _Told:
+        """Return what is known of a model: a text in Markdown, and of a run the picture of its curves and its samples.
+
+        The picture is uint8 `(H, W, 3)`. It is drawn once for all visitors, until the run writes something new.
+        """
+        stamp = self.stamp(name)
+        if stamp is None:
+            return _tell(self, name)
+        with self._drawing:  # which Matplotlib does for one at a time
+            if name not in self._told or self._told[name][0] != stamp:
+                self._told[name] = stamp, _tell(self, name)
+            return self._told[name][1]
 
     def stamp(self, name: str) -> tuple[int, ...] | None:
         """Return what changes when a run's weights, log or samples do; None if a model is not a run's."""
@@ -291,7 +308,7 @@ def write_latent(z: Tensor) -> str:
     return "z." + base64.urlsafe_b64encode(z.cpu().numpy().astype("<f2").tobytes()).decode().rstrip("=")
 
 
-def tell(models: Models, name: str) -> tuple[str, np.ndarray | None, list[Path]]:
+def _tell(models: Models, name: str) -> _Told:
     """Return what is known of a model: a text in Markdown, and of a run the picture of its curves and its samples.
 
     The curves are uint8 `(H, W, 3)`, drawn from the log, which is newer than the picture in the folder while it trains.

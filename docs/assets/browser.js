@@ -181,7 +181,7 @@
 
   const whole = (text) => (/^\d{1,16}$/.test(text) && Number(text) <= LAST ? Number(text) : undefined);
   const within = (low, high) => (text) =>
-    /^-?\d+(\.\d+)?$/.test(text) && low <= Number(text) && Number(text) <= high ? Number(text) : undefined;
+    /^-?\d+(\.\d+)?$/.test(text) && low <= Number(text) && Number(text) <= high ? Number(Number(text).toFixed(6)) : undefined;
   const oneImage = (text) => (/^(\d{1,15}:)?\d{1,15}$/.test(text) ? text : undefined);
 
   const modelName = (text) => (Object.hasOwn(dcganFiles.models, text) ? text : undefined);

@@ -115,10 +115,12 @@ def main() -> None:
     for name in parser.parse_args().run:
         page = FOLDER / f"{Path(name).stem}.md"
         outputs = run(page, PICTURES)
-        page.write_text(fill_in(page.read_text(encoding="utf-8"), outputs), encoding="utf-8")
+        page.write_text(fill_in(page.read_text(encoding="utf-8"), outputs), encoding="utf-8", newline="\n")
         compress(PICTURES)
     for page in pages():
-        page.with_suffix(".ipynb").write_text(notebook(page.read_text(encoding="utf-8")), encoding="utf-8")
+        page.with_suffix(".ipynb").write_text(
+            notebook(page.read_text(encoding="utf-8")), encoding="utf-8", newline="\n"
+        )
 
 
 if __name__ == "__main__":
