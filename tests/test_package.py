@@ -35,7 +35,7 @@ ORDER = """
     bench._contender bench bench.robustness
     cli._messages cli._processes cli._terminal cli._migration cli._options cli._arguments
     cli._bench cli._convert cli._dedup cli._evaluate cli._explore cli._features cli._generate cli._latents cli._models
-    cli._pack cli._push cli._recipes cli._show cli._train cli._visualize cli __main__
+    cli._pack cli._push cli._recipes cli._show cli._watch cli._train cli._visualize cli __main__
 """.split()  # noqa: SIM905 - it reads as the layers that it is
 
 
