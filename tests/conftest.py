@@ -35,7 +35,7 @@ def real_data() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
     """A headless Chromium, driven by Playwright."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
