@@ -63,7 +63,7 @@ def main() -> None:
     with exit_on_error(), suppress(KeyboardInterrupt):
         from dcgan import explore
 
-        explore.serve(sys.argv[1], port=0, started=lambda url: announce(url, browser=True))
+        explore.serve(sys.argv[1], port=0, follow=True, started=lambda url: announce(url, browser=True))
 
 
 if __name__ == "__main__":

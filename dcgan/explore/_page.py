@@ -31,8 +31,8 @@ _NEWS = 6  # picture, link, images, text, curves, samples
 _ROLES = {"the centre": "centre", "the walk": "walk", "A": "a", "B": "b", "C": "c"}
 
 
-def build_page(models: Models) -> gr.Blocks:
-    """Return the layout of the page and its handlers."""
+def build_page(models: Models, *, follow: bool = False) -> gr.Blocks:
+    """Return the layout of the page and its handlers; with `follow`, it looks for what a run writes."""
     page = gr.Blocks(title="dcgan", analytics_enabled=False, delete_cache=(_CACHE_SECONDS, _CACHE_SECONDS))
     with page:
         controls = _controls(models)
@@ -112,13 +112,12 @@ def build_page(models: Models) -> gr.Blocks:
         back.click(handlers.go_back, inputs, everything, show_progress="hidden")
         other.click(handlers.take_other_ways, inputs, everything, show_progress="hidden")
         query.change(None, query, link, js=_SHOW_LINK)
-        seen = gr.State()
-        following = models.stamp(models.default) is not None
-        gr.Timer(_FOLLOW_SECONDS, active=following).tick(
-            handlers.look, [seen, controls["model"]], seen, show_progress="hidden"
-        )
-        # In a call of its own, which takes the controls as they are now.
-        seen.change(handlers.show_news, inputs, [*drawn, shown, *about], show_progress="hidden")
+        if follow:
+            seen = gr.State()
+            timer = gr.Timer(_FOLLOW_SECONDS)
+            timer.tick(handlers.look, [seen, controls["model"]], seen, show_progress="hidden")
+            # In a call of its own, which takes the controls as they are now.
+            seen.change(handlers.show_news, inputs, [*drawn, shown, *about], show_progress="hidden")
     return page
 
 

@@ -31,6 +31,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
+    follow: bool = False,
     started: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the page on a model until the process is interrupted.
@@ -41,6 +42,7 @@ def serve(
         model: Name of a model, folder of a run or of a saved generator, or Hub repository.
         host: Address to listen at; `"0.0.0.0"` answers other machines too.
         port: Port to listen at, or 0 for any free one.
+        follow: Let the page look every few seconds for what a run that is training has written.
         started: Called with the page's address as soon as it can be opened.
 
     Raises:
@@ -57,7 +59,7 @@ def serve(
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listener, _own_folder():
         # A page that is still open would otherwise keep its connection, and the server, for ever.
-        config = uvicorn.Config(build_app(models), log_level="warning", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(build_app(models, follow=follow), log_level="warning", timeout_graceful_shutdown=1)
         if started is not None:
             name = f"[{host}]" if ":" in host else host
             started(f"http://{name}:{listener.getsockname()[1]}")
@@ -89,7 +91,7 @@ def expect_gradio() -> None:
         raise MissingPackageError('the page needs gradio: pip install "dcgan[explore]"')
 
 
-def build_app(models: Models) -> "FastAPI":
+def build_app(models: Models, *, follow: bool = False) -> "FastAPI":
     """Return the page as an application that an ASGI server runs."""
     import gradio as gr
     from fastapi import FastAPI
@@ -102,7 +104,9 @@ def build_app(models: Models) -> "FastAPI":
     )
     app: FastAPI = gr.mount_gradio_app(
         FastAPI(middleware=[Middleware(_ThisHostOnly)], docs_url=None, redoc_url=None, openapi_url=None),
-        _page.build_page(models).queue(max_size=_QUEUE, default_concurrency_limit=_AT_ONCE, api_open=False),
+        _page.build_page(models, follow=follow).queue(
+            max_size=_QUEUE, default_concurrency_limit=_AT_ONCE, api_open=False
+        ),
         path="/",
         footer_links=[],
         run_history=False,

@@ -309,10 +309,7 @@ def write_latent(z: Tensor) -> str:
 
 
 def _tell(models: Models, name: str) -> _Told:
-    """Return what is known of a model: a text in Markdown, and of a run the picture of its curves and its samples.
-
-    The curves are uint8 `(H, W, 3)`, drawn from the log, which is newer than the picture in the folder while it trains.
-    """
+    """Return what `Models.tell` does. The curves are drawn from the log: while a run trains, its picture is older."""
     folder = models.folder(name)
     if name in list_models():
         record = load_record(name)
