@@ -88,10 +88,11 @@ def main() -> None:
     evaluator = Evaluator(pictures, torch.device("cpu"))
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / f"{Path(options.recipe).stem}.jsonl"
+    of_this = {"data": ours.data, "root": str(ours.root), "steps": options.steps}
     for seed in range(options.seeds):
         seconds = 0.0
         for name, recipe in (("tutorial", theirs), ("ours", ours)):
-            key = {"data": ours.data, "root": str(ours.root), "recipe": name, "seed": seed, "steps": options.steps}
+            key = of_this | {"recipe": name, "seed": seed}
             row = next((row for row in read_json_lines(log) if key.items() <= row.items()), None)
             if row is None:
                 seeded = recipe.replace(seed=seed, device="cpu").resolve()
@@ -100,7 +101,6 @@ def main() -> None:
                     file.write(json.dumps(row) + "\n")
             seconds = row["curve"][-1]["seconds"]
             print(f"{name}, seed {seed}: {row['curve'][-1]}")
-    of_this = {"data": ours.data, "root": str(ours.root), "steps": options.steps}
     rows = [row for row in read_json_lines(log) if of_this.items() <= row.items() and row["seed"] < options.seeds]
     print(f"\n{options.recipe}\n{compare(rows, options.steps)}")
 

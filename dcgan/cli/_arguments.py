@@ -1,9 +1,10 @@
-"""What several commands do with their arguments: load the model, and refuse to overwrite files."""
+"""What several commands do with their arguments: load the model, refuse to overwrite files, write a record."""
 
+import json
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dcgan.cli._terminal import UsageError
 
@@ -64,3 +65,12 @@ def locate_data(arguments: list[str]) -> list[str]:
             raise UsageError(f"--data {word} says where the data are: omit --root")
         return [*words[: option + 1], name, "--root", place, *rest]
     return arguments
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON, atomically, and the folder that it belongs in."""
+    from dcgan._files import atomic_write
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(f"{json.dumps(record, indent=1)}\n".encode())

@@ -1,7 +1,6 @@
 """`dcgan evaluate`."""
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from dcgan import __version__
 from dcgan._choices import DatasetName, Resize
 from dcgan._labelled import LabelledName, Split
 from dcgan.cli import _processes
-from dcgan.cli._arguments import expect_new, load_generator
+from dcgan.cli._arguments import expect_new, load_generator, write_json
 from dcgan.cli._options import COUNT, FLAG, NATURAL, STEP, WORDS
 from dcgan.cli._terminal import UsageError, exit_on_error, log_above_progress_bar, progress_bar, say, say_table
 
@@ -144,17 +143,9 @@ def evaluate(
         figure.key: {"value": figure.value, "spread": figure.spread, "how": figure.how} for figure in figures
     }
     with exit_on_error(running=True):
-        _write_json(out, record)
+        write_json(out, record)
     say(f"written to {out}")
     return 0
-
-
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    from dcgan._files import atomic_write
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(f"{json.dumps(record, indent=1)}\n".encode())
 
 
 def _expect_new_json(out: Path, *, force: bool) -> None:

@@ -1,7 +1,6 @@
 """`dcgan features`."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from cyclopts import Parameter
 from dcgan._choices import Precision
 from dcgan._labelled import LabelledImages, LabelledName
 from dcgan.cli import _processes
-from dcgan.cli._arguments import expect_new, expect_unconditional, load_generator
+from dcgan.cli._arguments import expect_new, expect_unconditional, load_generator, write_json
 from dcgan.cli._options import COUNT, FLAG, NATURAL
 from dcgan.cli._terminal import UsageError, exit_on_error, log_above_progress_bar, progress_bar, say, say_table
 
@@ -120,15 +119,12 @@ def features(
     record |= {"training_images": len(train.labels), "test_images": len(test.labels), **protocol}
     record |= {"batchnorm": batchnorm, "grid": grid, "precision": precision, "results": results}
     with exit_on_error(running=True):
-        from dcgan._files import atomic_write
-
         out.mkdir(parents=True, exist_ok=True)
         if len(samples):
             spaces = {"pixels": pixels, "features": pooled}
             record["distances"] = _compare_samples(spaces)
             _draw_nearest(out / "nearest.png", samples[:nearest], train.images, spaces)
-        with atomic_write(out / "results.json") as file:
-            file.write(f"{json.dumps(record, indent=1)}\n".encode())
+        write_json(out / "results.json", record)
     say(f"written to {out}")
     return 0
 
