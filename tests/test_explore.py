@@ -10,6 +10,7 @@ import time
 from contextlib import closing
 from importlib.metadata import version
 from importlib.util import find_spec
+from subprocess import PIPE
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -368,6 +369,32 @@ with page(Path({str(tmp_path / "run")!r})):
         wait_for(int(address), answers=True)
         training.kill()
     wait_for(int(address), answers=False)
+
+
+def test_the_page_ends_even_if_its_server_does_not():
+    code = """
+import faulthandler, sys, time
+from dcgan import explore
+from dcgan.cli import _watch
+
+faulthandler.dump_traceback_later(100, exit=True)
+
+def serve(*_, **__):
+    print("serves", flush=True)
+    while True:
+        try:
+            time.sleep(0.01)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+
+explore.serve, _watch._SECONDS_TO_END = serve, 0.5
+sys.argv[1:] = ["run"]
+_watch.main()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout.readline() == "serves\n"
+        assert process.communicate()[0] == "interrupted\n"
+    assert process.returncode == 0
 
 
 def wait_for(port, *, answers):

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,6 +56,8 @@ def _log_address(lines: IO[str]) -> None:
 def _end_with_input() -> None:
     sys.stdin.read()
     interrupt_main()
+    time.sleep(_SECONDS_TO_END / 2)
+    os._exit(0)  # a server may wait for a visitor for ever, and nobody is left to interrupt it again
 
 
 def main() -> None:
