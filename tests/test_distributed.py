@@ -463,7 +463,7 @@ COMMAND += ["--save-every", 5, "--log-every", 5, "--sample-every", 10, "--eval-e
 def wait_for_state(folder, step, launcher):
     deadline = time.monotonic() + 240
     while not any(int(path.stem[5:]) >= step for path in checkpoint.list_states(folder / "state")):
-        assert launcher.poll() is None, launcher.communicate()
+        assert launcher.poll() is None, finish(launcher)
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -19,6 +19,7 @@ if __name__ == "__main__":
             if index % 4 == 0:
                 campaign.kill()
                 campaign.fill_disk()
+        campaign.kill_processes(count // 2)
     print(", ".join(f"{name} {number}" for name, number in campaign.counts.items()) + f", lost {len(campaign.lost)}")
     print(*campaign.lost, sep="\n")
     sys.exit(bool(campaign.lost))

@@ -9,10 +9,14 @@ import os
 import random
 import shutil
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
+from distributed_commands import finish, start, wait, workers
 from small_runs import EAGER, command, computed, listing, options, start_and_stop
+
+from dcgan.checkpoint import list_states
 
 RECIPE = EAGER.replace(steps=8, save_every=3, sample_every=2)
 FLIPPED = (
@@ -57,6 +61,34 @@ class Campaign:
             self.counts["kills"] += 1
             arguments = ["train", "--resume", run]
         self._judge("killed", code, said, run)
+
+    def kill_processes(self, kills: int) -> None:
+        """Kill one of two processes that train under torchrun, which starts them again, so many times.
+
+        A third of the kills fall anywhere in the first seconds of the processes, in which they import, join, and load
+        the newest state; the others after some step, in which they train and save.
+        """
+        recipe = RECIPE.replace(steps=40 * kills, save_every=5, sample_every=10 * kills, log_every=10)
+        unbroken, run = self.folder / "unbroken" / "run", self.folder / "killed" / "run"
+        finish(start("train", *options(recipe), "--out", unbroken), 3600)
+        launcher = start("train", *options(recipe), "--out", run, restarts=kills)
+        for _ in range(kills):
+            wait(lambda: len(workers(launcher)) == 2, launcher)
+            if self.rng.random() < 1 / 3:
+                time.sleep(self.rng.uniform(0, 8))
+            else:
+                saved = list_states(run / "state")
+                wait(lambda: list_states(run / "state") != saved, launcher)  # noqa: B023 - called in this turn
+                time.sleep(self.rng.uniform(0, 0.2))
+            running = workers(launcher)
+            os.kill(self.rng.choice(running), signal.SIGKILL)
+            self.counts["kills under torchrun"] += 1
+            wait(lambda: not set(workers(launcher)) & set(running), launcher)  # noqa: B023
+        code, said, error = finish(launcher, 3600)
+        if code == 0 and self._result(run) == self._result(unbroken):
+            self.counts["survived"] += kills
+        else:
+            self._lose("killed under torchrun", code, said + error)
 
     def fill_disk(self) -> None:
         """Resume a run on a disk that is full once a file has as many bytes as are drawn, and again with room."""
