@@ -628,6 +628,7 @@ def test_a_signal_saves_and_the_printed_command_resumes(tmp_path, number):
     assert f"step {step} to {step + 2}" in out
 
 
+@pytest.mark.slow
 @posix
 def test_a_process_killed_at_any_moment_leaves_a_run_that_resumes(tmp_path):
     folder = tmp_path / "run"

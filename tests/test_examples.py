@@ -240,20 +240,22 @@ def test_a_recipe_is_compared_at_equal_steps_and_seconds(tmp_path, monkeypatch, 
     module = load_example("beside_tutorial")
     for name, value in {"_GENERATED": 16, "_REAL": 64}.items():
         monkeypatch.setattr(f"dcgan._quality.{name}", value)
+    monkeypatch.setattr(module, "CHECKPOINTS", 2)
     recipe = tmp_path / "small.yaml"
     recipe.write_text("data: digits\nimage_size: 16\nchannels: 1\nbase_channels: 4\nbatch_size: 16\nsteps: 1\n")
-    command = ["beside_tutorial.py", str(recipe), "--steps", "10", "--seeds", "2", "--out", str(tmp_path)]
+    command = ["beside_tutorial.py", str(recipe), "--steps", "2", "--seeds", "2", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", command)
     module.main()
     rows = [json.loads(line) for line in (tmp_path / "small.jsonl").read_text(encoding="utf-8").splitlines()]
-    for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
-        assert [point["step"] for point in theirs["curve"]] == [*range(1, 11)]
-        assert ours["curve"][9]["step"] == 10
+    for theirs, ours, joint in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        assert [point["step"] for point in theirs["curve"]] == [1, 2]
+        assert [point["step"] for point in joint["curve"]] == [1, 2]
+        assert ours["curve"][1]["step"] == 2
         assert ours["curve"][-1]["seconds"] >= theirs["curve"][-1]["seconds"]
     first = capsys.readouterr().out
     module.main()
     assert capsys.readouterr().out == first
-    assert "| the tutorial | 10 |" in first
+    assert "| the tutorial | 2 |" in first
 
 
 def test_distances_are_compared_in_pairs_of_seeds():
@@ -265,10 +267,13 @@ def test_distances_are_compared_in_pairs_of_seeds():
             ("tutorial", 1, [(10, 4.0)]),
             ("ours", 0, [(10, 4.0), (20, 2.0)]),
             ("ours", 1, [(10, 1.0), (20, 0.5)]),
+            ("ours, with their batches", 0, [(10, 2.0)]),
+            ("ours, with their batches", 1, [(10, 0.5)]),
         )
     ]
     assert module.compare(rows, 10).splitlines()[2:] == [
         "| the tutorial | 10 | 10 | 6.00 (4.00 to 8.00) | 1.00 |",
         "| ours, as many steps | 10 | 10 | 2.50 (1.00 to 4.00) | 0.38 |",
+        "| ours, as many steps and images | 10 | 10 | 1.25 (0.50 to 2.00) | 0.19 |",
         "| ours, as many seconds | 20 | 20 | 1.25 (0.50 to 2.00) | 0.19 |",
     ]

@@ -46,11 +46,11 @@ class Campaign:
         start_and_stop(RECIPE, self.stopped, stop=5)
         self.expected = self._result(self.whole)
 
-    def kill(self) -> None:
-        """Kill a run at file operations that are drawn, again and again until it is through."""
+    def kill(self, rounds: int = 12) -> None:
+        """Kill a run at file operations that are drawn, again and again until it is through, or so many times."""
         run = self._new_folder()
         arguments = ["train", *options(RECIPE), "--out", run]
-        for most in (200, *[40] * 12, 10_000):
+        for most in (200, *[40] * rounds, 10_000):
             code, said = self._command(*arguments, kill_at=(str(run), self.rng.randint(1, most)))
             if (code == 2 and "is not the folder of a run" in said) or "no checkpoint to resume from" in said:
                 shutil.rmtree(run)

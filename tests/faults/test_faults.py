@@ -17,7 +17,7 @@ def campaign(_campaign):
 
 
 def test_killed_runs_end_as_unbroken_ones(campaign):
-    campaign.kill()
+    campaign.kill(rounds=4)
     assert campaign.lost == []
     assert campaign.counts["kills"] > 2
 
