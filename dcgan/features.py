@@ -176,11 +176,7 @@ def linear_probe(
     if train_x.shape[1] != test_x.shape[1]:
         raise InputError(f"features and test_features must be as many, got {train_x.shape[1]} and {test_x.shape[1]}")
     _expect_protocol(regularizations, per_class, validation_draws, draws)
-    validation = min(10_000, len(train_x) // 5) if validation is None else validation
-    if not 1 <= validation < len(train_x):
-        raise InputError(f"validation must leave some of the {len(train_x)} training images, got {validation}")
-    order = np.random.default_rng((seed, 0)).permutation(len(train_x))
-    held, rest = order[:validation], order[validation:]
+    held, rest = split(train_y, per_class=per_class, validation=validation, seed=seed)
 
     def draw(stage: int, index: int) -> np.ndarray:
         return rest if per_class is None else _draw_per_class(train_y, rest, per_class, seed=(seed, stage, index))
@@ -207,9 +203,38 @@ def linear_probe(
     best = min(means, key=lambda c: means[c])
     test_errors = []
     for index in range(tested):
-        chosen = order if per_class is None else draw(2, index)
+        chosen = np.concatenate([held, rest]) if per_class is None else draw(2, index)
         test_errors.append(error(_LinearSVM(train_x[chosen], train_y[chosen]), best, test_x, test_y))
     return ProbeResult(best, means, tuple(test_errors))
+
+
+def split(
+    labels: np.ndarray, *, per_class: int | None = None, validation: int | None = None, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of the training images that `linear_probe` sets aside for validation, and of the others.
+
+    Args:
+        labels: `(N,)` classes of the training images.
+        per_class: Labelled images of each class that a draw takes from the others; None for all.
+        validation: Number of images for validation; by default 10,000, but at most a fifth.
+        seed: Seed of the split.
+
+    Raises:
+        ValueError: If there are not enough images.
+    """
+    validation = min(10_000, len(labels) // 5) if validation is None else validation
+    if not 1 <= validation < len(labels):
+        raise InputError(f"validation must leave some of the {len(labels)} training images, got {validation}")
+    order = np.random.default_rng((seed, 0)).permutation(len(labels))
+    held, rest = order[:validation], order[validation:]
+    for label in np.unique(labels):
+        left = int(np.sum(labels[rest] == label))
+        if per_class is not None and left < per_class:
+            raise InputError(
+                f"per_class must be at most {left}, the training images of class {label} that are not for "
+                f"validation, got {per_class}"
+            )
+    return held, rest
 
 
 @torch.no_grad()
@@ -328,16 +353,8 @@ def _expect_protocol(
 
 def _draw_per_class(labels: np.ndarray, indices: np.ndarray, count: int, *, seed: tuple[int, ...]) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    chosen = []
-    for label in np.unique(labels):
-        own = indices[labels[indices] == label]
-        if len(own) < count:
-            raise InputError(
-                f"per_class must be at most {len(own)}, the training images of class {label} that are not for "
-                f"validation, got {count}"
-            )
-        chosen.append(rng.choice(own, count, replace=False))
-    return np.concatenate(chosen)
+    own = [indices[labels[indices] == label] for label in np.unique(labels)]
+    return np.concatenate([rng.choice(each, count, replace=False) for each in own])
 
 
 class _LinearSVM:

@@ -410,7 +410,8 @@ def test_a_discriminator_alone_has_no_samples(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.json"]
 
 
-def test_mistakes_of_the_command_are_reported(model, tmp_path, capsys):
+def test_mistakes_of_the_command_are_reported(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("dcgan.features.pooled_features", None)  # each is found before anything is computed
     (tmp_path / "results.json").write_text("{}")
     assert "results.json exists: --force" in said(capsys, "features", model, "--out", tmp_path, code=2)
     assert "must be a folder, but" in said(capsys, "features", "--out", tmp_path / "results.json", code=2)

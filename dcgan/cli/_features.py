@@ -85,6 +85,7 @@ def features(
         from dcgan._build import select_device
         from dcgan._distributed import fail_together
         from dcgan.data import cache_folder
+        from dcgan.features import split
         from dcgan.images import VALUE_RANGES, from_uint8
         from dcgan.models import Discriminator
 
@@ -95,6 +96,7 @@ def features(
             name: LabelledName = data or ("digits" if root is None else "folder")
             options = {"root": root, "seed": seed, "skip_bad": skip_bad, "cache": cache, "cache_dir": cache_dir}
             train, test = _load_images(name, number, test_number, discriminator.config, options)
+            split(train.labels.numpy(), per_class=per_class, validation=validation, seed=seed)  # before hours of work
             samples = _sample(generator, nearest, seed, train.images)
             parts = [train.images, test.images, samples]
             folder = cache_folder(cache_dir) if cache else None
