@@ -24,6 +24,7 @@ LIBRARIES = {
     "fabric": "lightning",
     "ignite_loop": "ignite",
     "lightning_module": "lightning",
+    "streamed_loop": "datasets",
 }
 IN_ONE_PROCESS = ["any_networks", "own_loop"]
 # What comes before the script, and after it.
@@ -32,6 +33,7 @@ IN_TWO_PROCESSES = {
     "fabric": ("fabric run --main-port PORT --accelerator cpu --devices 2 --strategy ddp", ""),
     "ignite_loop": ("torchrun --standalone --nproc-per-node 2", ""),
     "lightning_module": ("python", "2 2"),
+    "streamed_loop": ("torchrun --standalone --nproc-per-node 2", ""),
     "torchvision_loop": ("torchrun --standalone --nproc-per-node 2", ""),
 }
 # In a sitecustomize.py, which Python imports when it starts, in whatever way a process is started.
