@@ -227,9 +227,11 @@ def split(
         raise InputError(f"validation must leave some of the {len(labels)} training images, got {validation}")
     order = np.random.default_rng((seed, 0)).permutation(len(labels))
     held, rest = order[:validation], order[validation:]
+    if per_class is None:
+        return held, rest
     for label in np.unique(labels):
         left = int(np.sum(labels[rest] == label))
-        if per_class is not None and left < per_class:
+        if left < per_class:
             raise InputError(
                 f"per_class must be at most {left}, the training images of class {label} that are not for "
                 f"validation, got {per_class}"

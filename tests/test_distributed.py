@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_commands import finish, start, workers
+from distributed_commands import finish, start, wait, workers
 from processes import run_in_processes
 from small_runs import TINY as RECIPE
 from small_runs import computed, listing, records
@@ -461,11 +461,7 @@ COMMAND += ["--save-every", 5, "--log-every", 5, "--sample-every", 10, "--eval-e
 
 
 def wait_for_state(folder, step, launcher):
-    deadline = time.monotonic() + 240
-    while not any(int(path.stem[5:]) >= step for path in checkpoint.list_states(folder / "state")):
-        assert launcher.poll() is None, finish(launcher)
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait(lambda: any(int(path.stem[5:]) >= step for path in checkpoint.list_states(folder / "state")), launcher)
 
 
 @pytest.mark.slow
