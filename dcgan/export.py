@@ -51,7 +51,7 @@ def export_onnx(network: Pretrained, path: str | os.PathLike[str]) -> Path:
 
 
 def _expect_exporter() -> None:
-    remedy = "pip install onnx 'onnxscript>=0.7.1'"
+    remedy = 'pip install "dcgan[onnx]"'
     try:
         import onnx  # noqa: F401 - torch imports both, and says less when they are missing
         import onnxscript  # noqa: F401 - likewise

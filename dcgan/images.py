@@ -206,7 +206,7 @@ def expect_video_encoder() -> None:
     try:
         import av  # noqa: F401 - only to see whether it can be imported
     except ImportError as error:
-        raise MissingPackageError("writing a video needs the package av: pip install av") from error
+        raise MissingPackageError('writing a video needs av: pip install "dcgan[video]"') from error
 
 
 def _rgb_frames(images: Tensor) -> np.ndarray:

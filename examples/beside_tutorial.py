@@ -107,6 +107,7 @@ def main() -> None:
             seconds = row["curve"][-1]["seconds"]
             print(f"{name}, seed {seed}: {row['curve'][-1]}")
     rows = [row for row in read_json_lines(log) if of_this.items() <= row.items() and row["seed"] < options.seeds]
+    rows.sort(key=lambda row: row["seed"])  # for seeds may have been trained in another order, or side by side
     print(f"\n{options.recipe}\n{compare(rows, options.steps)}")
 
 

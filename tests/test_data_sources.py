@@ -179,7 +179,7 @@ def test_lsun_is_read_from_root(tmp_path, monkeypatch):
 
 def test_lsun_without_lmdb_names_the_package_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lmdb", None)
-    with pytest.raises(ImportError, match="reading lsun needs lmdb: pip install lmdb$"):
+    with pytest.raises(ImportError, match=r'reading lsun needs lmdb: pip install "dcgan\[lsun\]"$'):
         data.load("lsun", root=tmp_path, classes=["tower_train"])
 
 

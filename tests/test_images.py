@@ -130,7 +130,7 @@ def test_a_video_needs_its_encoder_and_frames(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"got \(2, 3, 4, 4\) of torch.float32"):
         images.save_gif(tmp_path / "a.gif", torch.zeros(2, 3, 4, 4))
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ImportError, match="writing a video needs the package av: pip install av"):
+    with pytest.raises(ImportError, match=r'writing a video needs av: pip install "dcgan\[video\]"'):
         images.save_video(tmp_path / "a.mp4", noise(2, 3, 4, 4))
     assert list(tmp_path.iterdir()) == []
 

@@ -367,7 +367,7 @@ def test_an_animation_goes_there_and_back(small, capsys, suffix):
 def test_a_video_needs_its_encoder(small, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     err = dcgan(capsys, "walk", small, "--out", "walk.mp4", code=2)
-    assert err == "dcgan: writing a video needs the package av: pip install av"
+    assert err == 'dcgan: writing a video needs av: pip install "dcgan[video]"'
 
 
 def test_arithmetic_shows_each_group_its_mean_and_the_result_among_variations(small, capsys):

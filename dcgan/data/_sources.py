@@ -365,7 +365,7 @@ class _LmdbImages:
         try:
             import lmdb
         except ImportError as error:
-            raise MissingPackageError("reading lsun needs lmdb: pip install lmdb") from error
+            raise MissingPackageError('reading lsun needs lmdb: pip install "dcgan[lsun]"') from error
         try:
             self._databases = [
                 lmdb.open(str(folder), readonly=True, create=False, lock=False, readahead=False, max_readers=1024)
