@@ -189,16 +189,15 @@ def _expect_synchronizable(recipe: Recipe, device: torch.device) -> None:
 
 
 def adopt_state(recipe: Recipe, trainer: Trainer[Generator, Discriminator]) -> None:
-    """Give a new trainer the average and the moments of both Adams, if both networks come from one state of a run.
+    """Give a new trainer the moments of both Adams, if both networks come from one state of a run.
 
-    Rates and other settings stay those of the recipe, and the steps are counted anew.
+    Rates and other settings stay those of the recipe, and the steps are counted anew. The average begins
+    anew, too: a young one would forget that of the state within a few steps.
     """
     if recipe.generator != recipe.discriminator or not (path := _find_state(recipe.generator)):
         return
     state, own = checkpoint.load(path)["trainer"], trainer.state_dict()
     parts = {name: own[name] | {"state": state[name]["state"]} for name in ("g_optimizer", "d_optimizer")}
-    if trainer.ema is not None and "ema" in state:
-        parts["ema"] = state["ema"]
     trainer.load_state_dict(parts, strict=False)
 
 

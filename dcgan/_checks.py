@@ -1,7 +1,7 @@
 """Checks of the arguments and inputs of `Trainer`."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from dcgan import _optim
 from dcgan._choices import CompileMode, Distribution, LossName, Precision, Schedule
+from dcgan._config import whole_number
 from dcgan._distributed import process_count
 from dcgan._errors import InputError
 from dcgan.ema import BATCH_NORMS
@@ -19,6 +20,14 @@ from dcgan.losses import Loss
 
 logger = logging.getLogger(__name__)
 
+_NOT_NEGATIVE = ("lr", "g_lr", "d_lr", "gradient_penalty", "r1", "weight_decay", "seed")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(_NOT_NEGATIVE, (lambda value: value >= 0, "not be negative")),
+    "d_steps": (lambda value: value >= 1, "be at least 1"),
+    "max_grad_norm": (lambda value: value > 0, "be above 0"),
+    "ema_decay": (lambda value: 0 <= value < 1, "be in [0, 1)"),
+    "label_smoothing": (lambda value: 0 <= value < 1, "be in [0, 1)"),
+}
 _CHOICES = {"precision": Precision, "compile": CompileMode, "schedule": Schedule}
 
 
@@ -33,17 +42,24 @@ def expect_options(options: Mapping[str, Any]) -> None:
     for name in ("lr", "g_lr", "d_lr"):
         if isinstance(options[name], str) and options[name] != "auto":
             raise InputError(f"{name} must be a number or 'auto', got {options[name]!r}")
-    for name in ("lr", "g_lr", "d_lr", "label_smoothing", "gradient_penalty", "r1", "weight_decay", "seed"):
-        if options[name] not in (None, "auto") and options[name] < 0:
-            raise InputError(f"{name} must not be negative, got {options[name]}")
-    if options["max_grad_norm"] is not None and not options["max_grad_norm"] > 0:
-        raise InputError(f"max_grad_norm must be above 0, got {options['max_grad_norm']}")
-    if options["d_steps"] < 1:
-        raise InputError(f"d_steps must be at least 1, got {options['d_steps']}")
-    if options["ema_decay"] is not None and not 0 <= options["ema_decay"] < 1:
-        raise InputError(f"ema_decay must be in [0, 1) or None, got {options['ema_decay']}")
-    if options["label_smoothing"] >= 1:
-        raise InputError(f"label_smoothing must be below 1, got {options['label_smoothing']}")
+    for name in ("seed", "d_steps"):
+        whole_number(name, options[name])
+    for name, (fits, expected) in _RANGES.items():
+        if options[name] not in (None, "auto") and not fits(options[name]):
+            raise InputError(f"{name} must {expected}, got {options[name]}")
+    if len(options["betas"]) != 2:
+        raise InputError(f"betas must be two numbers, beta1 and beta2, got {options['betas']}")
+
+
+def expect_counts(state: Mapping[str, Any]) -> None:
+    """Check the number of steps and the seed of a trainer's state, if it has them.
+
+    Raises:
+        ValueError: If one cannot be.
+    """
+    for name in ("steps", "seed"):
+        if not isinstance(count := state.get(name, 0), int) or count < 0:
+            raise InputError(f"the state's {name} must be a whole number from 0 on, got {count!r}")
 
 
 def expect_choice(name: str, value: object, choices: Any) -> None:
@@ -96,7 +112,9 @@ def latents_and_range(
     latent = latent or config.get("latent", "normal")
     if not callable(latent):
         expect_choice("latent", latent, Distribution)
-    shape = (latent_dim,) if isinstance(latent_dim, int) else tuple(latent_dim)
+    shape = tuple(latent_dim) if isinstance(latent_dim, Sequence) else (whole_number("latent_dim", latent_dim),)
+    if not all(side >= 1 for side in shape):
+        raise InputError(f"latent_dim must be at least 1, got {latent_dim}")
     output = config.get("output", type(_last_layer(generator)).__name__.lower())
     return shape, latent, VALUE_RANGES.get(output)
 

@@ -1,6 +1,8 @@
 """Arguments of the networks: their allowed values and the shapes that follow from them."""
 
+import operator
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from types import NoneType
@@ -72,12 +74,23 @@ def _annotations(cls: type) -> dict[str, Any]:
     return get_type_hints(vars(cls)["__init__"])
 
 
+def whole_number(name: str, value: object) -> int:
+    """Return a whole number, be it Python's own or NumPy's, as Python's own.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(value, bool) and hasattr(value, "__index__"):
+        with suppress(TypeError):  # a tensor of several numbers has it as well
+            return operator.index(value)
+    raise TypeError(f"{name} must be a whole number, got {value!r}")
+
+
 def _count(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise InputError(f"{name} must be at least 1, got {value}")
-    return value
+    count = whole_number(name, value)
+    if count < 1:
+        raise InputError(f"{name} must be at least 1, got {count}")
+    return count
 
 
 def _size(value: object) -> int | list[int]:

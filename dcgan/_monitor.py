@@ -67,12 +67,21 @@ class StepMonitor:
             value_range[0].fill_(math.inf)
             value_range[1].fill_(-math.inf)
 
-    def tensors(self) -> list[Tensor]:
-        """Return the tensors that hold the records."""
-        counts = [self._saturated, self._alike, self._recorded]
-        ranges = [self._real_range, self._fake_range, self._logit_range]
-        centre = [] if self._centre is None else [self._centre]
-        return [self._first_nonfinite, *counts, *ranges, *centre, self._swing]
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a later collapse is found by; ranges and the like are recorded anew."""
+        state = {"saturated": self._saturated, "alike": self._alike, "recorded": self._recorded, "swing": self._swing}
+        return state if self._centre is None else {**state, "centre": self._centre}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Discard all records, and go on with those of a state."""
+        state = {name: values.clone() for name, values in state.items()}  # which may be this monitor's own tensors
+        self.reset()
+        self._saturated.copy_(state["saturated"])
+        self._alike.copy_(state["alike"])
+        if "centre" in state:  # without it, the mean image has to be found anew
+            self._recorded.copy_(state["recorded"])
+            self._swing.copy_(state["swing"])
+            self._centre = state["centre"].to(self._swing.device)
 
     @torch.no_grad()
     def record(

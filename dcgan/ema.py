@@ -31,6 +31,20 @@ def update_average(average: nn.Module, network: nn.Module, weight: Tensor) -> No
         copied.copy_(buffer)
 
 
+def estimate_generator_statistics(generator: nn.Module, z: Tensor, *, num_classes: int | None = None) -> None:
+    """Set the running statistics of a generator's BatchNorms as `estimate_batchnorm_statistics`, in eight batches.
+
+    Args:
+        generator: Any module that maps latents to images, or latents and labels `(N,)`.
+        z: Latents `(8N, Z)`, or of another shape that the generator takes; on any device.
+        num_classes: Number of classes of a conditional generator, which come in turn.
+    """
+    inputs = [z.to(next(generator.parameters()).device)]
+    if num_classes is not None:
+        inputs.append(torch.arange(len(z), device=inputs[0].device).remainder(num_classes))
+    estimate_batchnorm_statistics(generator, zip(*(tensor.chunk(8) for tensor in inputs), strict=True))
+
+
 def estimate_batchnorm_statistics(
     network: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]], *, unbiased: bool = True
 ) -> None:

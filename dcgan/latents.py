@@ -69,11 +69,17 @@ def sample_latents(
 
 
 def seeded_latents(
-    n: int, latent_dim: int, *, seed: int, start: int = 0, distribution: Distribution = "normal"
+    n: int,
+    latent_dim: int | tuple[int, ...],
+    *,
+    seed: int,
+    start: int = 0,
+    distribution: Distribution | LatentSampler = "normal",
 ) -> Tensor:
     """Return latents number `start` to `start + n - 1` of a seed, float32 `(n, latent_dim)`, on the CPU.
 
-    Latent i depends on the seed and i alone, not on `start` and `n`.
+    Latent i depends on the seed and i alone, not on `start` and `n`. Where `latent_dim` is a shape, they are
+    `(n, *latent_dim)`.
 
     Raises:
         ValueError: If `n`, `start` or `seed` is negative.
@@ -81,11 +87,12 @@ def seeded_latents(
     for name, value in {"n": n, "start": start, "seed": seed}.items():
         if value < 0:
             raise InputError(f"{name} must not be negative, got {value}")
+    shape = (latent_dim,) if isinstance(latent_dim, int) else latent_dim
     first, last = start // _BLOCK_SIZE, -(-(start + n) // _BLOCK_SIZE)
-    blocks = [torch.empty(0, latent_dim, device="cpu", dtype=torch.float32)]  # for n = 0
+    blocks = [torch.empty(0, *shape, device="cpu", dtype=torch.float32)]  # for n = 0
     for block in range(first, last):
         rng = torch.Generator("cpu").manual_seed(derive_seed(seed, block))
-        blocks.append(sample_latents((_BLOCK_SIZE, latent_dim), distribution, rng))
+        blocks.append(sample_latents((_BLOCK_SIZE, *shape), distribution, rng))
     offset = start - first * _BLOCK_SIZE
     return torch.cat(blocks)[offset : offset + n]
 

@@ -237,8 +237,9 @@ class Generator(_Network):
     ) -> Tensor:
         """Generate images in evaluation mode, without gradients.
 
-        A copy of the network computes them, so the network itself never changes, not even its mode: it may be trained,
-        or sampled by other threads, meanwhile.
+        A copy of the network computes them, so the network itself never changes, not even its mode, and other threads
+        may sample it meanwhile. Below 32 images the copy shares its weights; `sample_batches` always has its own, and
+        suits a network that another thread trains.
 
         Image i of a seed is the same whatever `n`, `start` and `batch_size`, up to rounding in the last digits.
 

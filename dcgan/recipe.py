@@ -120,7 +120,7 @@ class Recipe:
         generator: Run, folder or Hub repository to load the generator from; or a state of a run, such as
             runs/digits/state/step-000500.pt, which has it as it was trained, not averaged.
         discriminator: Run, folder, Hub repository or state to load the discriminator from. Where both networks come
-            from one state, so do their average and the moments of Adam.
+            from one state, so do the moments of Adam.
         steps: Number of training steps, one batch each.
         epochs: Number of passes over the dataset, instead of steps; if neither is given, 25, or that of the data's
             recipe.

@@ -10,7 +10,6 @@ The folder has the layout of a Hub repository, so that everything that loads net
 """
 
 import base64
-import copy
 import logging
 import re
 import shlex
@@ -25,23 +24,22 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from dcgan import _build, _distributed, _log, checkpoint, data, ema, images
+from dcgan import _build, _distributed, _log, checkpoint, data, images
 from dcgan._errors import DcganError, InputError
 from dcgan._files import atomic_write
 from dcgan._loggers import Logger, open_loggers
 from dcgan._optim import RateDecay
 from dcgan._quality import Evaluator
 from dcgan.checkpoint import step_of
+from dcgan.ema import estimate_generator_statistics
 from dcgan.generate import sample_grid
 from dcgan.hub._card import is_unchanged, model_card, seal
-from dcgan.latents import seeded_latents
 from dcgan.models import Discriminator, Generator
 from dcgan.recipe import Recipe, load_recipe
-from dcgan.trainer import Trainer
+from dcgan.trainer import Trainer, statistics_latents
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -460,10 +458,13 @@ class Run:
 
         The BatchNorm statistics of the averaged weights are estimated over 1024 seeded latents.
         """
-        average = self.trainer.ema
-        if average is None:
-            return copy.deepcopy(self.trainer.generator).eval()
-        return estimate_statistics(copy.deepcopy(average), self.recipe.seed)
+        return self.trainer.averaged()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Finish what loggers report, and release the folder to other processes."""
@@ -565,12 +566,9 @@ def load_generator(folder: str | PathLike[str], step: int | Literal["best"]) -> 
 
 def estimate_statistics(average: Generator, seed: int) -> Generator:
     """Estimate the BatchNorm statistics of averaged weights in place, over 1024 seeded latents and classes in turn."""
-    config, device = average.config, next(average.parameters()).device
-    z = seeded_latents(1024, config["latent_dim"], seed=seed + 1, distribution=config["latent"])
-    inputs = [z.to(device)]
-    if (classes := config["num_classes"]) is not None:
-        inputs.append(torch.arange(len(z), device=device).remainder(classes))
-    ema.estimate_batchnorm_statistics(average, zip(*(tensor.chunk(8) for tensor in inputs), strict=True))
+    config = average.config
+    z = statistics_latents((config["latent_dim"],), config["latent"], seed)
+    estimate_generator_statistics(average, z, num_classes=config["num_classes"])
     return average
 
 

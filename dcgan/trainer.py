@@ -30,9 +30,9 @@ from dcgan._monitor import StepMonitor
 from dcgan._precision import autocast, grad_scaler
 from dcgan._random import global_seed
 from dcgan.augment import Augmentation, augment, get_augmentations
-from dcgan.ema import ema_weight, update_average
+from dcgan.ema import ema_weight, estimate_generator_statistics, update_average
 from dcgan.images import from_uint8
-from dcgan.latents import LatentSampler, derive_seed, sample_latents
+from dcgan.latents import LatentSampler, derive_seed, sample_latents, seeded_latents
 from dcgan.layers import expect_labels
 from dcgan.losses import PENALTIES, Loss, Penalty, get_loss, probability
 from dcgan.models import Discriminator, Generator
@@ -52,6 +52,11 @@ _MIN_STEPS_TO_COMPILE = 20_000  # from about here compiling pays off
 _CHECK_EVERY = 100  # steps
 # Streams of random numbers, other than that of the latents that are sampled from the same seed.
 _TRAINER_STREAM, _NETWORK_STREAM = 1, 2
+
+
+def statistics_latents(shape: tuple[int, ...], latent: Distribution | LatentSampler, seed: int) -> Tensor:
+    """Return the latents `(1024, *shape)` over which a training's average gets BatchNorm statistics of its own."""
+    return seeded_latents(1024, shape, seed=seed + 1, distribution=latent)
 
 
 class Trainer(Generic[G, D]):
@@ -166,12 +171,12 @@ class Trainer(Generic[G, D]):
         self._defaults = device_defaults(self.device)
         self._processes = _distributed.process_count()
         _distributed.warn_if_alone()
-        self.seed, self.steps = seed, 0
+        self.seed, self.steps = int(seed), 0
         self.collapse: str | None = None
         self._latent_shape, self._latent, value_range = _checks.latents_and_range(generator, latent_dim, latent)
         self._value_range = value_range or (-1.0, 1.0)
         self._num_classes = _checks.common_classes(generator, discriminator)
-        self._precision, self._schedule, self._d_steps = precision, schedule, d_steps
+        self._precision, self._schedule, self._d_steps = precision, schedule, int(d_steps)
         self._max_grad_norm, self._ema_decay = max_grad_norm, ema_decay or 0.0
 
         self._loss = get_loss(loss, label_smoothing=label_smoothing)
@@ -185,7 +190,7 @@ class Trainer(Generic[G, D]):
         self._image_format = _prepare_for_training(discriminator, memory_format, self._defaults.memory_format)
         _distributed.broadcast([generator, discriminator])
         _checks.warn_about_discriminator(discriminator, loss, gradient_penalty=bool(gradient_penalty))
-        self._ema = None if ema_decay is None else copy_module(generator).eval().requires_grad_(requires_grad=False)
+        self._ema = None if ema_decay is None else _still_copy(generator)
 
         adam: dict[str, Any] = {"betas": betas, "weight_decay": weight_decay}
         adam |= {"fused": self._defaults.fused_adam, "capturable": self._defaults.cuda_graphs}
@@ -243,7 +248,7 @@ class Trainer(Generic[G, D]):
         z = self._draw_latents(len(real))  # (N, Z)
         # Backward passes and penalties are not computed under autocast, even if the caller is.
         no_autocast = torch.autocast(self.device.type, enabled=False)
-        with no_autocast, global_seed(self._derive_seed(_NETWORK_STREAM), self.device):
+        with torch.enable_grad(), no_autocast, global_seed(self._derive_seed(_NETWORK_STREAM), self.device):
             metrics = self._run(self._turns(self.steps), real, z, *labels)
         self.steps += 1
         return metrics
@@ -327,7 +332,8 @@ class Trainer(Generic[G, D]):
         return sum(weight * penalty(logits, real, fake, self._rng) for weight, penalty in self._penalties)
 
     def _augment(self, images: Tensor) -> Tensor:
-        images = augment(images, self._augmentations, self._rng)
+        if self._augmentations:  # real and generated images alike, in the precision of the weights
+            images = augment(images.to(self._dtype), self._augmentations, self._rng)
         return to_memory_format(images, self._image_format)
 
     def fit(self, batches: Iterable[Batch], steps: int) -> None:
@@ -356,9 +362,10 @@ class Trainer(Generic[G, D]):
             self._compile = "full"
             self._compile_networks()
         for batch in _cycle(batches):
-            yield self.step(batch)
+            metrics = self.step(batch)
             if self.steps % _CHECK_EVERY == 0 or self.steps >= steps:
-                self.check()
+                self.check()  # before the loop's body, which may save
+            yield metrics
             if self.steps >= steps:
                 return
         raise RuntimeError(
@@ -394,6 +401,18 @@ class Trainer(Generic[G, D]):
                 self.collapse,
             )
 
+    def averaged(self) -> G:
+        """Return a copy of the average, in evaluation mode, with BatchNorm statistics of its own weights.
+
+        This is the network to score, sample and publish. The statistics are estimated over 1024 latents of a seed of
+        their own, with classes in turn. Without an average, it is a copy of the generator as it is.
+        """
+        network = _still_copy(self._generator if self._ema is None else self._ema)
+        if self._ema is not None:
+            z = statistics_latents(self._latent_shape, self._latent, self.seed).to(self._dtype)
+            estimate_generator_statistics(network, z, num_classes=self._num_classes)
+        return network
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next `step` depends on, as tensors and plain values, loadable weights-only."""
         parts = {name: part.state_dict() for name, part in self._stateful().items()}
@@ -414,13 +433,12 @@ class Trainer(Generic[G, D]):
                 then unchanged.
         """
         parts, before = self._stateful(), copy.deepcopy(self.state_dict())
-        unmatched = (state.keys() ^ before.keys()) if strict else (state.keys() - before.keys())
+        unmatched = ((state.keys() ^ before.keys()) if strict else (state.keys() - before.keys())) - {"monitor"}
         if unmatched:
             names = ", ".join(sorted(unmatched))
             raise InputError(f"the state does not match this trainer: only one of them has {names}")
         parts = {name: part for name, part in parts.items() if name in state}
-        if not isinstance(state.get("steps", 0), int):
-            raise InputError(f"the state's steps must be a whole number, got {state['steps']!r}")
+        _checks.expect_counts(state)
         hyperparameters = self._hyperparameters()
         if self._cuda_graphs is not None:
             self._cuda_graphs.reset()
@@ -434,7 +452,9 @@ class Trainer(Generic[G, D]):
         for name in {"g_optimizer", "d_optimizer"} - parts.keys():  # which a framework may have restored
             _optim.match_memory_format(getattr(self, name))
         self.steps, self.seed = state.get("steps", self.steps), state.get("seed", self.seed)
-        self._monitor.reset()
+        if "monitor" not in parts:  # before 0.3
+            self._monitor.reset()
+        self.collapse = self._monitor.find_collapse()
         self._batches_seen = 0
         self._warn_about_moments(state)
         loaded = dict(self._hyperparameters())
@@ -456,7 +476,7 @@ class Trainer(Generic[G, D]):
     def ema(self) -> G | None:
         """The generator's moving average, in evaluation mode; None if none is kept.
 
-        Estimate its BatchNorm statistics with `ema.estimate_batchnorm_statistics` before it is scored or published.
+        Its BatchNorm statistics are those of the generator: score and publish `averaged()`, which has its own.
         """
         return self._ema
 
@@ -511,7 +531,7 @@ class Trainer(Generic[G, D]):
         names = ["generator", "discriminator", "g_optimizer", "d_optimizer"]
         names += ["ema"] if self._ema is not None else []
         names += ["g_scaler", "d_scaler"] if self.g_scaler.is_enabled() else []
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, "monitor": self._monitor}
 
     def _warn_about_moments(self, state: Mapping[str, Any]) -> None:
         """Warn if a loaded state has no moments of an optimiser that has trained by its step."""
@@ -539,6 +559,14 @@ class Trainer(Generic[G, D]):
         self._d_forward = torch.compile(self._discriminator, dynamic=False)
         self._cuda_graphs.reset()
         logger.info("compiling the networks: unless that was done before, the first steps take about a minute")
+
+
+def _still_copy(network: G) -> G:
+    """Return a copy with the same parameters, which no optimiser updates, in evaluation mode."""
+    still = copy_module(network).requires_grad_(requires_grad=False)
+    for module in still.modules():
+        module.training = False  # not by eval(), which in some adapters merges their weights into others
+    return still
 
 
 def _prepare_for_training(

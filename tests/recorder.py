@@ -85,7 +85,7 @@ def is_recording():
 
 def tensors_of(trainer):
     """Return every tensor that a step writes to."""
-    return [*state_of(trainer), *trainer._monitor.tensors()]
+    return [*state_of(trainer), *(v for v in vars(trainer._monitor).values() if isinstance(v, torch.Tensor))]
 
 
 def state_of(trainer):

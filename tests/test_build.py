@@ -241,7 +241,7 @@ def test_a_discriminator_does_not_follow_the_width_of_a_loaded_generator(tmp_pat
 
 
 @pytest.mark.parametrize("average", [0.9, None])
-def test_a_run_without_an_average_gives_none_and_one_that_keeps_none_takes_none(tmp_path, average):
+def test_a_run_begins_from_a_state_with_its_moments_and_an_average_of_its_own(tmp_path, average):
     torch.manual_seed(0)
     networks = [network(image_size=16, base_channels=2) for network in (Generator, Discriminator)]
     old = Trainer(*networks, ema_decay=average)

@@ -5,6 +5,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -228,6 +229,7 @@ def test_arguments_out_of_range_are_named(network, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"image_size": np.float64(64)}, r"image_size must be a whole number, got np.float64\(64.0\)"),
         ({"image_size": 64.0}, r"image_size must be a whole number, got 64.0"),
         ({"image_size": "64"}, r"image_size must be a whole number, got '64'"),
         ({"base_channels": True}, r"base_channels must be a whole number, got True"),
@@ -537,6 +539,12 @@ class Recorder:
 
     def record(self, module, inputs, output):
         self.sizes.append(len(output))
+
+
+def test_whole_numbers_of_numpy_become_pythons():
+    size = np.array([16, 32])
+    config = Generator(image_size=tuple(size), base_channels=size.min()).config
+    assert json.loads(json.dumps(config)) == Generator(image_size=(16, 32), base_channels=16).config
 
 
 @pytest.mark.parametrize("n", [3, 40])

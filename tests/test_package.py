@@ -20,10 +20,10 @@ MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in S
 
 # Each module may import those above it.
 ORDER = """
-    _allocator _choices _compat _devices _errors _files _log _loggers _modules _precision _random
+    _allocator _choices _compat _config _devices _errors _files _log _loggers _modules _precision _random
     latents losses augment images metrics._classifier metrics._extractors metrics ema features
     _distributed _cuda_graphs _optim _checks _monitor
-    architectures _config checkpoint recipe
+    architectures checkpoint recipe
     data._formats data._sources data._decoding data._integrity data._images data._packing data._batches data._datasets
     data._shards data._hub data._sharding
     data _labelled _dedup

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -533,15 +534,25 @@ def test_fit_looks_for_divergence_by_itself():
         ({"g_lr": -1e-4}, "g_lr must not be negative, got -0.0001"),
         ({"max_grad_norm": -1.0}, "max_grad_norm must be above 0, got -1.0"),
         ({"d_steps": 0}, "d_steps must be at least 1, got 0"),
-        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\) or None, got 1.0"),
+        ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
         ({"gradient_penalty": -1.0}, "gradient_penalty must not be negative, got -1.0"),
         ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"r1": math.nan}, "r1 must not be negative, got nan"),
+        ({"betas": (0.5,)}, r"betas must be two numbers, beta1 and beta2, got \(0.5,\)"),
+        ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
         ({"label_smoothing": 0.1, "loss": "hinge"}, r"label_smoothing needs a loss with targets \(.*\), got 'hinge'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         Trainer(*networks(), **arguments)
+
+
+@pytest.mark.parametrize("name", ["d_steps", "seed", "latent_dim"])
+def test_whole_numbers_are_of_any_library_and_nothing_else(name):
+    Trainer(*networks(), **{name: np.int64(6)}).step(batches(1)[0])
+    with pytest.raises(TypeError, match=f"{name} must be a whole number, got 6.5"):
+        Trainer(*networks(), **{name: 6.5})
 
 
 def test_bad_batches_and_scattered_networks_are_named():
@@ -677,12 +688,14 @@ def test_plain_gradient_descent_has_no_moments_to_lose(caplog):
 
 
 @pytest.mark.parametrize("broken", [None, [], {"x": 1}])
-@pytest.mark.parametrize("part", ["discriminator", "ema", "g_optimizer", "steps"])
+@pytest.mark.parametrize("part", ["discriminator", "ema", "g_optimizer", "steps", "seed", "monitor"])
 def test_a_state_of_any_other_kind_changes_nothing(part, broken):
     trainer, other = Trainer(*networks()), Trainer(*networks())
     trainer.step(batches(1)[0])
     before = weights(other.generator, other.discriminator, other.ema)
-    with pytest.raises(ValueError, match=f"the state does not fit the {part}|the state's steps must be a whole number"):
+    with pytest.raises(
+        ValueError, match=f"the state does not fit the {part}|the state's {part} must be a whole number"
+    ):
         other.load_state_dict({**trainer.state_dict(), part: broken})
     assert torch.equal(weights(other.generator, other.discriminator, other.ema), before)
     assert other.steps == 0
@@ -1282,6 +1295,44 @@ def test_generated_images_that_are_all_the_same_are_noticed(caplog):
     assert len([record for record in caplog.records if "collapsed" in record.getMessage()]) == 1
 
 
+@pytest.mark.parametrize("means", ["constant", "waves"])
+def test_a_resumed_training_finds_a_collapse_when_the_unbroken_one_does(means):
+    def collapses(trainer, reals):
+        for real in reals:
+            if means == "waves":  # all images of a batch move together
+                nn.init.constant_(trainer.generator.head.conv.weight, 0.3 * math.sin(trainer.steps / 9))
+            trainer.step(real)
+            trainer.check()
+            yield trainer.collapse
+
+    def build():
+        generator, discriminator = networks()
+        nn.init.zeros_(generator.head.conv.weight)
+        return Trainer(generator, discriminator, loss="hinge", g_lr=0.0)
+
+    unbroken, broken = build(), build()
+    reals = batches(230)
+    expected = list(collapses(unbroken, reals))
+    found = list(collapses(broken, reals[:70]))
+    resumed = build()
+    resumed.load_state_dict(copy.deepcopy(broken.state_dict()))
+    found += list(collapses(resumed, reals[70:]))
+    assert found == expected
+    assert any(found)
+
+
+def test_a_state_without_records_of_collapse_loads():
+    trainer, other = Trainer(*networks()), Trainer(*networks())
+    for real in batches(3):
+        trainer.step(real)
+    state = copy.deepcopy(trainer.state_dict())
+    del state["monitor"]  # as before 0.3
+    other.load_state_dict(state)
+    other.step(batches(1)[0])
+    other.check()
+    assert other._monitor.state_dict()["recorded"] == 1
+
+
 SWUNG = "over 100 steps, the generated images have swung from one kind to another: their mean"
 
 
@@ -1363,3 +1414,50 @@ def test_a_generator_that_chases_the_discriminator_is_noticed(beta1):
     )
     trainer.fit(data.Batches(images, 64, seed=0), 200)
     assert (trainer.collapse is not None) == (beta1 == 0.9)
+
+
+def test_a_loop_never_sees_a_step_that_was_not_finite_when_it_is_checked():
+    trainer = Trainer(*networks())
+    seen = []
+    with pytest.raises(FloatingPointError, match="step 99: the generator turned non-finite"):
+        for metrics in trainer.iterate(batches(1), 200):
+            seen.append(metrics)
+            if trainer.steps == 99:
+                trainer.generator.head.conv.weight.data.fill_(math.nan)
+    assert len(seen) == 99  # a body that saves every hundred steps has not run
+
+
+def test_the_average_of_a_generator_that_merges_in_evaluation_mode_is_that_of_its_weights():
+    class Merging(nn.Conv2d):
+        def train(self, mode=True):
+            if self.training and not mode:
+                self.weight.data += 1
+            return super().train(mode)
+
+    generator = Generator(latent_dim=6, **TINY, upsample="resize")
+    generator.blocks["8x8"].conv = Merging(8, 4, 3, padding=1, bias=False)
+    discriminator = networks()[1]
+    trainer = Trainer(generator, discriminator, ema_decay=0.0)
+    trainer.step(batches(1)[0])
+    assert torch.equal(trainer.ema.blocks["8x8"].conv.weight, generator.blocks["8x8"].conv.weight)
+    assert not any(module.training for module in trainer.ema.modules())
+
+
+def test_a_callers_no_grad_does_not_keep_a_step_from_training():
+    trainers = Trainer(*networks()), Trainer(*networks())
+    (real,) = batches(1)
+    trainers[0].step(real)
+    with torch.no_grad():
+        trainers[1].step(real)
+    assert torch.equal(weights(trainers[0].generator), weights(trainers[1].generator))
+
+
+def test_real_and_generated_images_are_augmented_in_the_precision_of_the_weights():
+    seen = []
+
+    def augmentation(images, _rng):
+        seen.append(images.dtype)
+        return images
+
+    Trainer(*networks(), precision="bf16", augmentations=[augmentation]).step(batches(1)[0])
+    assert seen == [torch.float32] * 3

@@ -281,9 +281,9 @@ def _measure_reference(
         name = re.sub(r"[^\w.-]", "_", extractor.name)
         digest = hashlib.sha256(known.encode()).hexdigest()[:16]
         path = folder / f"reference-{real.name}-{count}-{name}-{digest}.npz"
-    is_kept = gather(path is not None and path.exists())[0]
-    if path is not None and is_kept:
-        return _read_reference(path, count) if _processes.process_rank() == 0 else None
+    kept = _read_reference(path, count) if path is not None and _processes.process_rank() == 0 else None
+    if gather(kept is not None)[0]:
+        return kept
     reference = _compute_reference(real, count, extractor, batch_size)
     if path is not None and reference is not None:
         mean, covariance = reference.moments
@@ -294,15 +294,21 @@ def _measure_reference(
     return reference
 
 
-def _read_reference(path: Path, count: int) -> _Reference:
+def _read_reference(path: Path, count: int) -> _Reference | None:
+    """Return what an earlier call has kept, unless it is missing or damaged: it is then measured anew."""
+    from zipfile import BadZipFile
+
     import numpy as np
     import torch
 
     from dcgan.metrics import PixelShares
 
-    with np.load(path) as arrays:
-        mean, covariance, features = (torch.from_numpy(arrays[key]) for key in ("mean", "covariance", "features"))
-        return _Reference(count, (mean, covariance), features, PixelShares(*map(float, arrays["pixels"])))
+    try:
+        with np.load(path) as arrays:
+            mean, covariance, features = (torch.from_numpy(arrays[key]) for key in ("mean", "covariance", "features"))
+            return _Reference(count, (mean, covariance), features, PixelShares(*map(float, arrays["pixels"])))
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile):  # as NumPy finds damage
+        return None
 
 
 def _compute_reference(

@@ -54,8 +54,8 @@ def train(
     Args:
         out: New folder for the run; by default runs/DATA.
         resume: Folder of a run to continue exactly as if it had not been interrupted.
-        from_: Folder of a run to start a new one from: its networks, their average and the moments of Adam as in its
-            newest state, and its recipe with the options given here.
+        from_: Folder of a run to start a new one from: its networks and the moments of Adam as in its newest state,
+            and its recipe with the options given here.
         recipe: Name of a recipe, which `dcgan recipes` lists, or YAML file of options; options on the command line
             override it.
         config: YAML file of options; the older spelling of --recipe.

@@ -179,7 +179,8 @@ class Pretrained(nn.Module):
         """Write the configuration and the weights into `folder`; return the folder that holds the files.
 
         A discriminator goes into `folder/discriminator`, next to its generator. A kill at any moment, or a full disk,
-        leaves either the network that was there before or this one.
+        leaves either the network that was there before or this one. Only where both have weights of the same shapes may
+        a kill between the two files leave this one's weights to the configuration before, of which loading warns.
 
         Raises:
             ValueError: If the constructor of a subclass takes arguments that `config` does not hold.
