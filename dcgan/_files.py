@@ -1,5 +1,6 @@
 """Files that a kill leaves whole: atomic writes, and logs of JSON lines."""
 
+import errno
 import json
 import os
 import time
@@ -17,13 +18,19 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = True) -> Itera
     """Open a file for writing that becomes `path` when the block ends.
 
     Until then `path` is unchanged. A kill at any moment, or an error in the block, leaves the old file or the new
-    one, never part of one; with `durable`, which takes milliseconds, so does a power cut.
+    one, never part of one; with `durable`, which takes milliseconds, so does a power cut. Where `path` is a link, it
+    stays one, and the file that it leads to is written.
 
     Raises:
+        FileExistsError: If `path` is there and is no file, such as a folder, a device or a pipe.
         PermissionError: If the folder or file cannot be written; on Windows also if another program keeps `path` open.
         OSError: If the disk is full, or fails.
     """
-    path = Path(path)
+    given = path = Path(path)
+    if given.is_symlink():
+        path = Path(os.path.realpath(given))
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "is there already, and is no file", str(given))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -33,7 +40,7 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = True) -> Itera
                 os.fsync(file.fileno())
         _replace(temporary, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # the error of a full disk has none
+        error.filename = error.filename or str(given)  # the error of a full disk has none
         raise
     finally:
         with suppress(PermissionError):  # on Windows, while a virus scanner reads it; it must not hide the first error

@@ -1,6 +1,8 @@
 """Files are written whole or not at all."""
 
 import errno
+import os
+import stat
 import subprocess
 import sys
 
@@ -65,3 +67,37 @@ def test_only_durable_files_wait_for_the_disk(tmp_path, durable, monkeypatch):
         file.write(b"new")
     expected = 0 if not durable else 1 if _files._WINDOWS else 2  # the file and, but for Windows, its folder
     assert len(synced) == expected
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_refused_and_stays(tmp_path, kind):
+    path = tmp_path / "path"
+    try:
+        {
+            "pipe": getattr(os, "mkfifo", None),
+            "device": lambda path: os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3)),
+            "folder": os.mkdir,
+        }[kind](path)
+    except (PermissionError, AttributeError, TypeError):
+        pytest.skip(f"a {kind} cannot be made here")
+    (tmp_path / "link").symlink_to(path)
+    before = path.lstat()
+    for name in ("path", "link"):
+        with pytest.raises(FileExistsError, match=rf"no file: '.*{name}'"), atomic_write(tmp_path / name) as file:
+            file.write(b"new")
+    assert path.lstat() == before
+    assert (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_of_a_link_the_file_that_it_leads_to_is_written(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("old", "new"):
+        (tmp_path / name).symlink_to(f"folder/{name}")
+    (tmp_path / "folder/old").write_bytes(b"old")
+    for name in ("old", "new"):
+        with atomic_write(tmp_path / name) as file:
+            file.write(b"written")
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / "folder" / name).read_bytes() == b"written"
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["new", "old"]
