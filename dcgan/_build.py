@@ -196,7 +196,7 @@ def adopt_state(recipe: Recipe, trainer: Trainer[Generator, Discriminator]) -> N
     """
     if recipe.generator != recipe.discriminator or not (path := _find_state(recipe.generator)):
         return
-    state, own = checkpoint.load(path)["trainer"], trainer.state_dict()
+    state, own = load_state(path)["trainer"], trainer.state_dict()
     parts = {name: own[name] | {"state": state[name]["state"]} for name in ("g_optimizer", "d_optimizer")}
     trainer.load_state_dict(parts, strict=False)
 
@@ -204,10 +204,41 @@ def adopt_state(recipe: Recipe, trainer: Trainer[Generator, Discriminator]) -> N
 def _load_network(cls: type[N], name: str) -> N:
     if (path := _find_state(name)) is None:
         return cls.from_pretrained(name, device="cpu", dtype=torch.float32)
-    state = checkpoint.load(path)
+    state = load_state(path)
     (network,) = (network for network in networks_of(state, path.parents[1]) if isinstance(network, cls))
     network.load_state_dict(state["trainer"][cls.__name__.lower()])
     return network
+
+
+# What the state of a run holds, each with its type; what versions before 0.3 had not yet written is left out there.
+_STATE = {
+    "trainer": dict,
+    "images": int,
+    "sums": dict,
+    "counts": dict,
+    "figures": dict,
+    "recipe": str,
+    "fingerprint": str,
+}
+_STATE |= {"configs": dict}
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read the state of a run.
+
+    Raises:
+        ValueError: As `checkpoint.load`, or if it is the state of something else.
+    """
+    state = checkpoint.load(path)
+    parts = state.get("trainer", {})
+    networks = [parts.get(name) if isinstance(parts, dict) else None for name in ("generator", "discriminator")]
+    wrong = [name for name, value in state.items() if not isinstance(value, _STATE.get(name, object))]
+    wrong += [name for name in ("trainer", "images", "sums", "counts") if name not in state]
+    if wrong or not all(isinstance(network, dict) for network in networks):
+        raise InputError(
+            f"{path} is not the state of a run: it lacks {', '.join(wrong) or 'networks'}, or has other things in place"
+        )
+    return state
 
 
 def networks_of(state: dict[str, Any], folder: Path) -> tuple[Generator, Discriminator]:

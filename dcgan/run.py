@@ -140,15 +140,16 @@ class Run:
         with _distributed.fail_together():
             if writes:
                 expect_empty(folder)  # packing may have taken minutes
+                was_there = folder is not None and folder.exists()
                 folder = _create_folder(folder, recipe.data)
                 lock = _acquire_lock(folder)
         run = cls(_distributed.gather(folder or Path())[0], recipe, images, trainer, lock)
         with _distributed.fail_together():
             if writes:
-                run._write_first()
+                run._write_first(keep_folder=was_there)
         return run
 
-    def _write_first(self) -> None:
+    def _write_first(self, *, keep_folder: bool) -> None:
         try:
             self._write("recipe.yaml", self.recipe.to_yaml())
             self._loggers = open_loggers(self.recipe.log, self.folder, config=self.recipe.to_yaml())
@@ -157,7 +158,10 @@ class Run:
             self._save(generator)  # so that there is always something to resume
         except BaseException:
             self.close()
-            shutil.rmtree(self.folder)  # new or empty a moment ago
+            for path in self.folder.iterdir():  # which was new or empty a moment ago
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if not keep_folder:
+                self.folder.rmdir()
             raise
 
     @classmethod
@@ -521,8 +525,9 @@ class Run:
     def _card(self) -> str:
         recipe = self.recipe
         inside = not self.folder.is_absolute() and ".." not in self.folder.parts and len(self.folder.parts) > 1
+        name = self.folder.as_posix() if inside else f"./{self.folder.name}"
         return model_card(
-            self.folder.as_posix() if inside else f"./{self.folder.name}",
+            name.encode(errors="backslashreplace").decode(),  # it may be no text
             self.trainer.generator.config,
             architecture=None if recipe.generator else recipe.architecture,
             dataset=None if recipe.data in ("folder", "wds", "hf", "fake") else recipe.data,
@@ -548,7 +553,7 @@ def load_generator(folder: str | PathLike[str], step: int | Literal["best"]) -> 
     if not states:
         raise FileNotFoundError(f"{folder} is not the folder of a run: it has no state/step-….pt")
     if step == "best":
-        figures = checkpoint.load(states[max(states)]).get("figures", {})  # none before 0.3
+        figures = _build.load_state(states[max(states)]).get("figures", {})  # none before 0.3
         if not figures:
             raise FileNotFoundError(
                 f"{folder} has no figure of quality to choose by: pass one of {_join_steps(states)}"
@@ -556,7 +561,7 @@ def load_generator(folder: str | PathLike[str], step: int | Literal["best"]) -> 
         step = min(figures, key=figures.__getitem__)
     if step not in states:
         raise FileNotFoundError(f"{folder} has no state of step {step}: it keeps those of {_join_steps(states)}")
-    state = checkpoint.load(states[step])
+    state = _build.load_state(states[step])
     generator, _ = _build.networks_of(state, folder)
     weights = state["trainer"]
     generator.load_state_dict(weights["ema" if "ema" in weights else "generator"])
@@ -641,7 +646,7 @@ def _acquire_lock(folder: Path) -> FileLock:
 def _load_newest(folder: Path) -> dict[str, Any]:
     *earlier, newest = checkpoint.list_states(folder / "state")
     try:
-        return checkpoint.load(newest)
+        return _build.load_state(newest)
     except ValueError as error:
         remedy = f"remove it to resume from {earlier[-1].name}" if earlier else "no other is kept: start again"
         raise InputError(f"{error}; {remedy}") from error

@@ -246,7 +246,7 @@ def test_a_run_begins_from_a_state_with_its_moments_and_an_average_of_its_own(tm
     networks = [network(image_size=16, base_channels=2) for network in (Generator, Discriminator)]
     old = Trainer(*networks, ema_decay=average)
     old.step(torch.zeros(4, 3, 16, 16))
-    state = {"trainer": old.state_dict()}
+    state = {"trainer": old.state_dict(), "images": 4, "sums": {}, "counts": {}}
     for network in networks:
         network.save_pretrained(tmp_path)
     path = str(checkpoint.save(tmp_path / "state", state, step=1))

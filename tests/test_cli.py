@@ -1,5 +1,6 @@
 """The command line: correct and mistaken commands, exit codes, and real processes with signals."""
 
+import errno
 import json
 import logging
 import os
@@ -551,6 +552,9 @@ ERRORS = [
     (FloatingPointError("step 3: a network"), 1, 1),
     (torch.OutOfMemoryError("CUDA out of memory"), 1, 1),
     (BrokenPipeError("a pipe"), None, 1),
+    (OSError(errno.ENOSPC, "No space left on device", "a file"), 1, 1),
+    (MemoryError("of the array"), 1, 1),
+    (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"), 1, 1),
     (RuntimeError("a bug"), None, None),
     (ZeroDivisionError("a bug"), None, None),
 ]
@@ -561,6 +565,8 @@ def test_errors_have_their_exit_codes(error, before, running):
     for code, under_way in ((before, False), (running, True)):
         expected = {1: RunError, 2: UsageError, None: type(error)}[code]
         message = str(error) if code is None else str(error).replace("skip_bad", "--skip-bad")  # as it was typed
+        message = message.partition("DefaultCPUAllocator: ")[2].partition(": ")[2] or message
+        message = "a file: No space left on device" if getattr(error, "errno", None) else message
         with pytest.raises(expected, match=re.escape(message)) as caught, exit_on_error(running=under_way):
             raise error
         assert type(caught.value) is expected
@@ -602,6 +608,38 @@ def test_the_second_interrupt_stops_at_once():
         assert received == [signal.SIGINT]
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_ends_a_command_that_then_leaves_nothing(tmp_path, number):
+    process = python("-m", "dcgan", "generate", "digits", "-n", 1_000_000, "--out", tmp_path / "a.zip")
+    while not any(tmp_path.iterdir()):  # until a temporary file is there
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    said = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
+    assert (process.returncode, out, err) == (128 + number, "", f"dcgan: {said}\n")
+    assert not list(tmp_path.iterdir())
+
+
+@posix
+@pytest.mark.parametrize(("where", "code"), [("pipe", 0), ("/dev/full", 1)])
+def test_a_command_goes_on_where_its_output_cannot_be_written(tmp_path, where, code):
+    if where == "pipe":
+        reader, output = os.pipe()
+        os.close(reader)
+    elif not Path(where).exists():
+        pytest.skip(f"there is no {where}")
+    else:
+        output = os.open(where, os.O_WRONLY)
+    command = [sys.executable, "-m", "dcgan", "train", *map(str, TINY), "--steps", "2", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(output)
+    expected = "dcgan: standard output: No space left on device; it goes on without\n" if code else ""
+    assert (done.returncode, done.stderr) == (code, expected)
+    assert (tmp_path / "run/state/step-000002.pt").exists()
 
 
 @posix

@@ -5,6 +5,7 @@ import contextlib
 import copy
 import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -627,6 +628,42 @@ def test_a_start_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         Run.start(TINY, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_start_that_fails_leaves_the_folder_that_was_there(tmp_path, monkeypatch, kind):
+    (tmp_path / "empty").mkdir()
+    folder = tmp_path / "empty"
+    if kind == "link":
+        folder = tmp_path / "link"
+        folder.symlink_to("empty", target_is_directory=True)
+    monkeypatch.setattr(Run, "sample", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Run.start(TINY, folder)
+    assert folder.is_symlink() == (kind == "link")
+    assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have text for names")
+def test_a_folder_whose_name_is_no_text_is_trained_in(tmp_path):
+    with Run.start(TINY.replace(steps=1), tmp_path / os.fsdecode(b"out\xff")) as run:
+        list(run.train())
+        assert r"out\udcff" in (run.folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "change", [{"trainer": None}, {"fingerprint": 5}, {"sums": 3}, {"recipe": 5}, {"figures": []}, {"images": "1"}]
+)
+def test_a_state_of_something_else_is_refused(unbroken, tmp_path, change):
+    folder = shutil.copytree(unbroken, tmp_path / "run")
+    newest = checkpoint.list_states(folder / "state")[-1]
+    ((name, _),) = change.items()
+    torch.save(checkpoint.load(newest) | change, newest)
+    with pytest.raises(ValueError, match=f"is not the state of a run: it lacks {name}.*; remove it to resume from"):
+        Run.resume(folder)
+    torch.save({"a": torch.zeros(3)}, newest)
+    with pytest.raises(ValueError, match="is not the state of a run: it lacks trainer, images, sums, counts"):
+        load_generator(folder, step_of(newest))
 
 
 def test_a_half_precision_generator_continues_in_full_precision(tmp_path):

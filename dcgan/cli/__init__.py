@@ -5,6 +5,7 @@ Commands import what they need when they run, so that they print help and report
 Exit codes: 0 done; 1 the run failed; 2 something the user can correct; 128 + N stopped by signal N.
 """
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -29,7 +30,7 @@ from dcgan.cli._processes import process_count, process_rank
 from dcgan.cli._push import push
 from dcgan.cli._recipes import recipes
 from dcgan.cli._show import show
-from dcgan.cli._terminal import RunError, UsageError, say
+from dcgan.cli._terminal import RunError, Terminated, UsageError, has_lost_output, raise_on_sigterm, say
 from dcgan.cli._train import train
 from dcgan.cli._visualize import visualize
 
@@ -38,6 +39,7 @@ app = App(
     help="Deep convolutional GANs: train them, and generate images with them.",
     version=dcgan.__version__,
     error_console=Console(stderr=True),
+    suppress_keyboard_interrupt=False,  # it would exit by itself
 )
 app.command(train, config=read_recipe_file)
 _COMMANDS: list[Callable[..., int]] = [recipes, models, show, generate, walk, arithmetic, project, explore, visualize]
@@ -54,6 +56,18 @@ _RENAMED = {  # since 0.1
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    try:
+        with raise_on_sigterm():
+            code = _run(arguments)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        say(f"dcgan: standard output: {error.strerror}", error=True)  # rich could not print a help
+        return 1
+    return code or int(has_lost_output())
+
+
+def _run(arguments: list[str] | None) -> int:
     rank = process_rank()  # of several processes, the first one reports what happens to all of them
     try:
         arguments = locate_data(sys.argv[1:] if arguments is None else arguments)
@@ -78,13 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
         if not (rank and error.everywhere):
             say(f"dcgan: {f'process {rank}: ' if rank else ''}{error}", error=True)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
         if not rank:
-            say("dcgan: interrupted", error=True)
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+            say(f"dcgan: {'terminated' if terminated else 'interrupted'}", error=True)
+        return 143 if terminated else 130
     except SystemExit:  # raised by rich when the reader of a pipe has gone
         return 0
     return code

@@ -1,12 +1,14 @@
 """Text, progress bars, errors and signals of the command line; of several processes, only the first one speaks."""
 
+import errno
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,14 @@ from dcgan.cli._processes import process_rank
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+
+_CPU_MEMORY = re.compile("DefaultCPUAllocator: (can't allocate|not enough) memory")
+_lost_output: list[OSError] = []  # errors of standard output, which is printed to no more
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, and what was begun is cleaned up as after Ctrl-C."""
 
 
 class UsageError(Exception):
@@ -51,13 +61,17 @@ def exit_on_error(*, running: bool = False) -> Iterator[None]:
         if isinstance(error, InputError | MissingPackageError if running else BrokenPipeError):
             raise
         message = in_options(_describe(error))
-        if not running:
+        if not running and getattr(error, "errno", None) != errno.ENOSPC:
             raise UsageError(message) from error
         # Such as a collapse, or the loss of another process.
         raise RunError(message, everywhere=isinstance(error, RuntimeError)) from error
+    except MemoryError as error:
+        raise RunError(f"memory ran out{f': {error}' if str(error) else ''}") from error
     except RuntimeError as error:
         if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
             raise RunError(f"the device is out of memory; try a smaller --batch-size ({error})") from error
+        if _CPU_MEMORY.search(str(error)):  # the CPU's allocator has no type of error of its own
+            raise RunError(f"memory ran out: {str(error).partition(': ')[2] or error}") from error
         raise
 
 
@@ -97,6 +111,23 @@ class _ProgressBarHandler(logging.Handler):
         from tqdm import tqdm
 
         tqdm.write(record.getMessage(), file=sys.stderr)
+
+
+@contextmanager
+def raise_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that nothing half written stays; in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(_: int, __: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextmanager
@@ -149,14 +180,31 @@ def hides_bars() -> bool | None:
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Print a line to standard output, or to standard error; characters that its encoding lacks become escapes."""
+    """Print a line to standard output, or to standard error; characters that its encoding lacks become escapes.
+
+    Where the output cannot be written, the work goes on without it: its reader may have gone, as that of `head -1` has.
+    """
     if process_rank() and not error:
         return
     stream = sys.stderr if error else sys.stdout
     try:
-        print(text, file=stream, flush=True)
-    except UnicodeEncodeError:  # a path, where the output is not UTF-8, as in a pipe on Windows
-        print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
+        try:
+            print(text, file=stream, flush=True)
+        except UnicodeEncodeError:  # a path, where the output is not UTF-8, as in a pipe on Windows
+            print(text.encode(stream.encoding, "backslashreplace").decode(stream.encoding), file=stream, flush=True)
+    except OSError as failure:
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere, suppress(OSError):  # it may be no file
+            os.dup2(nowhere.fileno(), stream.fileno())  # for what comes, and what Python flushes at its end
+        if not error and not isinstance(failure, BrokenPipeError):
+            _lost_output.append(failure)
+            say(f"dcgan: standard output: {failure.strerror}; it goes on without", error=True)
+
+
+def has_lost_output() -> bool:
+    """Return whether something could not be printed that somebody may have wanted to read, and forget it."""
+    lost = bool(_lost_output)
+    _lost_output.clear()
+    return lost
 
 
 def say_table(rows: Sequence[Sequence[str]]) -> None:
