@@ -1,5 +1,6 @@
 """Shards and datasets of Hugging Face: the same images as the files, in the same order; and `dcgan pack`."""
 
+import errno
 import io
 import itertools
 import os
@@ -378,10 +379,80 @@ def test_pack_replaces_shards_only_if_asked(classes, tmp_path, capsys):
     said(capsys, "pack", classes / "cat", "--out", out, "--force")
     assert sorted(path.name for path in out.iterdir()) == ["shard-000000.tar"]
     (out / "notes.txt").touch()
-    assert "notes.txt, which is no shard" in said(capsys, "pack", classes, "--out", out, "--force", code=2)
+    assert "notes.txt, which is not what pack writes" in said(capsys, "pack", classes, "--out", out, "--force", code=2)
     assert "is a file" in said(capsys, "pack", classes, "--out", out / "notes.txt", code=2)
     assert "must be a folder of images" in said(capsys, "pack", tmp_path / "nothing", "--out", out, code=2)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize(
+    "names", [("train.tar",), ("classes.txt",), ("shard-000000.tar", "classes.txt"), ("shard-7.tar",)]
+)
+def test_pack_replaces_nothing_that_it_did_not_write(classes, tmp_path, capsys, names):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in names:
+        (out / name).write_bytes(b"zebra, ape")
+    message = said(capsys, "pack", classes, "--out", out, "--force", code=2)
+    assert f"{out} holds {names[-1]}, which is not what pack writes" in message
+    assert sorted((path.name, path.read_bytes()) for path in out.iterdir()) == [
+        (name, b"zebra, ape") for name in sorted(names)
+    ]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("elsewhere")])
+def test_pack_replaces_no_folder_or_link_of_a_name_of_its_own(classes, tmp_path, make):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/elsewhere").touch()
+    make(tmp_path / "out/shard-000000.tar")
+    (tmp_path / "out/elsewhere").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError, match=r"holds shard-000000\.tar, which is not"):
+        write_shards(classes, tmp_path / "out", shard_size=40, workers=1, force=True)
+    assert (tmp_path / "out/shard-000000.tar").lstat()
+
+
+def test_pack_leaves_hidden_neighbours_alone(classes, tmp_path):
+    mine = [tmp_path / f".out.{ending}/notes" for ending in ("old", "tmp")]
+    for path in mine:
+        path.parent.mkdir()
+        path.write_text("mine")
+    for force in (False, True):
+        write_shards(classes, tmp_path / "out", shard_size=40, workers=1, force=force)
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+    workspace = tmp_path / ".out.dcgan-pack/new"
+    workspace.mkdir(parents=True)
+    (workspace / "notes").write_text("mine")
+    with pytest.raises(OSError, match="not empty"):
+        write_shards(classes, tmp_path / "out", shard_size=40, workers=1, force=True)
+    assert (workspace / "notes").read_text() == "mine"
+    assert len(load(tmp_path / "out")) == 40
+
+
+def test_pack_puts_the_old_shards_back_if_it_cannot_replace_them(classes, tmp_path, monkeypatch):
+    out = write_shards(classes, tmp_path / "out", shard_size=40, workers=1).pattern.parent
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    rename = Path.rename
+
+    def failing(path, target):
+        if path.name == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        write_shards(classes / "cat", tmp_path / "out", shard_size=40, workers=1, force=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_classes_are_listed_in_the_bytes_of_their_folders(classes, tmp_path):
+    try:
+        (classes / "cat").rename(classes / os.fsdecode(b"c\xe2t"))
+    except (OSError, UnicodeError):
+        pytest.skip("names of files are Unicode here")
+    for force in (False, True):
+        write_shards(classes, tmp_path / "out", shard_size=40, workers=1, force=force)
+    assert (tmp_path / "out/classes.txt").read_bytes() == b"c\xe2t\ndog\n"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")

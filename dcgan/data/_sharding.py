@@ -5,9 +5,11 @@ The shards of a folder are the same, byte for byte, wherever and whenever they a
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
-import shutil
+import os
+import re
 import tarfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 _SIDE = 64  # at which an image is decoded, to see whether it can be
 _CLASSES = "classes.txt"
+_SHARD = re.compile(r"shard-\d{6,}\.tar")
+_OURS = re.compile(rf"{_SHARD.pattern}|{re.escape(_CLASSES)}|\.({_SHARD.pattern}|{re.escape(_CLASSES)})\.\d+\.tmp")
 
 
 class WrittenShards(NamedTuple):
@@ -69,45 +73,33 @@ def write_shards(
         workers: Threads that decode images, to see whether they can be read.
         skip_bad: Leave out unreadable images instead of raising.
         max_pixels: Refuse larger images, as for `load`.
-        force: Replace the shards in `out`.
+        force: Replace the shards in `out`, if it holds nothing but what this function writes.
         progress: Called as `progress(done, total)`.
 
     Raises:
         BadImages: If images are unreadable and `skip_bad` is false, or if all are.
         FileNotFoundError: If there is no such folder, or no image in it.
-        FileExistsError: If `out` exists and `force` is false, it holds something else than shards, or another process
-            is writing it.
+        FileExistsError: If `out` exists and `force` is false, it holds anything else, or another process is writing it.
         OSError: If the shards do not fit on their disk.
     """
-    from filelock import FileLock, Timeout
-
     source = open_source("folder", root)
     classes, labels = _classes(source, root)
     given, out = out, out.resolve()  # which has a name, as "." has not
-    _expect_replaceable(out, force=force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise FileExistsError(f"another process is writing shards to {out}") from error
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
-        temporary.mkdir()
+    with _workspace(out) as workspace:
+        _expect_replaceable(out, force=force)
+        new = workspace / "new"
+        new.mkdir(parents=True)
         readable = _Readable(source, labels, workers, max_pixels, progress)
-        shards = _write_all(temporary, readable, shard_size)
+        shards = _write_all(new, readable, shard_size)
         if readable.failures and (not skip_bad or not readable.count):
             raise BadImages(readable.failures, nothing_left=not readable.count)
         if classes:
-            with atomic_write(temporary / _CLASSES) as file:
-                file.write("".join(f"{name}\n" for name in classes).encode())
+            with atomic_write(new / _CLASSES) as file:
+                file.write(b"".join(os.fsencode(f"{name}\n") for name in classes))
         _expect_replaceable(out, force=force)  # decoding may have taken minutes
-        _move(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+        if out.exists():
+            out.rename(workspace / "old")
+        new.rename(out)
     name = _shard_name(0) if shards == 1 else f"shard-{{000000..{shards - 1:06d}}}.tar"
     return WrittenShards(given / name, readable.count, classes, readable.failures)
 
@@ -127,11 +119,60 @@ def _expect_replaceable(out: Path, *, force: bool) -> None:
         return
     if not out.is_dir():
         raise FileExistsError(f"{out} is a file: --out takes a new folder")
-    files = [path.name for path in out.iterdir()]
-    if other := next((name for name in files if name != _CLASSES and not name.endswith(".tar")), None):
-        raise FileExistsError(f"{out} holds {other}, which is no shard: --out takes a new folder")
+    files = list(out.iterdir())
+    shards = [path for path in files if _SHARD.fullmatch(path.name) and path.is_file() and not path.is_symlink()]
+    ours = [*shards, *(path for path in files if path.name == _CLASSES and shards and _is_class_list(path))]
+    if others := sorted({path.name for path in files} - {path.name for path in ours}):
+        raise FileExistsError(
+            f"{out} holds {others[0]}, which is not what pack writes: --out takes a new folder, and --force replaces "
+            f"only shards called {_shard_name(0)} and so on, with their {_CLASSES}"
+        )
     if files and not force:
         raise FileExistsError(f"{out} exists: --force replaces the shards in it")
+
+
+def _is_class_list(path: Path) -> bool:
+    """Tell whether a file may be one of `write_shards`: at least two names, sorted, one a line."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    *names, end = os.fsdecode(path.read_bytes()).split("\n")
+    return not end and len(names) >= 2 and names == sorted(set(names))
+
+
+@contextlib.contextmanager
+def _workspace(out: Path) -> Iterator[Path]:
+    """Yield the path of a hidden folder next to `out`, for one process at a time; it is gone in the end."""
+    from filelock import FileLock, Timeout
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    workspace = out.with_name(f".{out.name}.dcgan-pack")
+    lock = FileLock(f"{workspace}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise FileExistsError(f"another process is writing shards to {out}") from error
+    try:
+        _clean_up(workspace, out)  # after a killed process
+        yield workspace
+    finally:
+        try:
+            _clean_up(workspace, out)
+        finally:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _clean_up(workspace: Path, out: Path) -> None:
+    """Put back what was to be replaced, if it has not been; remove what `write_shards` writes, and nothing else."""
+    old = workspace / "old"
+    if old.exists() and not out.exists():
+        old.rename(out)
+    for path in workspace.glob("*/*"):
+        if _OURS.fullmatch(path.name):
+            path.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        for folder in (*workspace.iterdir(), workspace):
+            folder.rmdir()
 
 
 class _Readable:
@@ -194,15 +235,3 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)  # of no owner, in 1970
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
-
-
-def _move(temporary: Path, out: Path) -> None:
-    """Rename a folder to `out`, in whose place there may be one already."""
-    if not out.exists():
-        temporary.rename(out)
-        return
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    out.rename(old)
-    temporary.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
