@@ -4,6 +4,7 @@ Shapes: B images of a batch, K channels, H×W pixels.
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,8 +54,8 @@ def write_images(
         dtype: Type to compute in.
     """
     options = {"labels": labels, "seed": seed, "start": start, "batch_size": batch_size, "dtype": dtype}
-    (out.parent if out.suffix in ARCHIVES else out).mkdir(parents=True, exist_ok=True)
-    write = {".npz": _write_npz, ".zip": _write_zip}.get(out.suffix, _write_folder)
+    (out.parent if is_archive(out) else out).mkdir(parents=True, exist_ok=True)
+    write = {".npz": _write_npz, ".zip": _write_zip}.get(out.suffix.lower(), _write_folder)
     return write(out, generator, n, options)
 
 
@@ -123,12 +124,18 @@ def default_batch_size(generator: Generator) -> int:
     return min(256, max(16, 2**20 // (height * width)))
 
 
+def is_archive(out: Path) -> bool:
+    """Tell whether `write_images` takes a path for the name of an archive."""
+    return out.suffix.lower() in ARCHIVES
+
+
 def existing_files(out: Path, n: int, *, start: int = 0) -> list[Path]:
     """Return the files that `write_images` would replace."""
-    if out.suffix in ARCHIVES:
+    if is_archive(out):
         return [out] if out.exists() else []
-    existing = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    return [out / name for name in map(_name, range(start, start + n)) if name in existing]
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    indices = sorted({int(name[:-4]) for name in names if re.fullmatch(r"[0-9]{6,}\.png", name)})
+    return [out / _name(index) for index in indices if start <= index < start + n and _name(index) in names]
 
 
 def sample_uint8(generator: Generator, n: int, **options: Any) -> Tensor:
@@ -164,11 +171,13 @@ def _write_folder(folder: Path, generator: Generator, n: int, options: dict[str,
 
 def _write_bytes(path: Path, content: bytes) -> None:
     # Not atomic: renaming would make it half as slow again, and these files can be generated again.
+    file = path.open("wb")  # before: what cannot be opened stays
     try:
-        with path.open("wb") as file:
+        with file:
             file.write(content)
     except OSError as error:
-        path.unlink(missing_ok=True)
+        if path.is_file():  # rather than a device of that name
+            path.unlink()
         error.filename = error.filename or str(path)  # the error of a full disk has none
         raise
 

@@ -1,8 +1,11 @@
 """Images as files: the same ones whatever the batches, and nothing overwritten unasked."""
 
+import errno
 import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 from zipfile import ZipFile
 
 import numpy as np
@@ -109,8 +112,41 @@ def test_other_files_in_the_folder_stay(model, out):
 def test_a_file_is_not_a_folder_for_images(model, tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     assert generate(model, "--out", tmp_path / "out") == 2
-    assert "--out must be a folder, but" in capsys.readouterr().err
+    assert f"--out must be a folder, but {tmp_path / 'out'} is a file" in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no named pipes in folders")
+@pytest.mark.parametrize(("name", "message"), [("pipe", "must be a folder, but"), ("pipe.zip", "and is no file")])
+def test_a_pipe_is_neither_a_folder_nor_an_archive(model, tmp_path, capsys, name, message):
+    os.mkfifo(tmp_path / name)
+    assert generate(model, "-n", 1, "--out", tmp_path / name, "--force") != 0
+    assert message in capsys.readouterr().err
+    assert (tmp_path / name).is_fifo()
+
+
+def test_existing_files_are_found_however_many_images_are_asked_for(out):
+    out.mkdir(parents=True)
+    names = ["000001.png", "0000001.png", "000003.png", "999999.png", "1000000.png", "12345678901234.png", "mine.png"]
+    for name in [*names, "0000002.png", "\u0660\u0660\u0660\u0660\u0660\u0664.png"]:
+        (out / name).touch()
+    found = existing_files(out, 10**12, start=2)
+    assert [path.name for path in found] == ["000003.png", "999999.png", "1000000.png"]
+    assert existing_files(out, 2) == [out / "000001.png"]
+
+
+def test_a_file_that_cannot_be_opened_stays(model, out, monkeypatch):
+    out.mkdir(parents=True)
+    (out / "000000.png").write_text("mine")
+    generator = Generator.from_pretrained(model)
+
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+        patch.setattr(Path, "open", refuse)
+        list(write_images(generator, out, 1))
+    assert contents(out) == {"000000.png": b"mine"}
 
 
 @pytest.mark.parametrize(
@@ -143,13 +179,13 @@ def test_no_image_at_all_is_a_mistake(model, out, capsys):
     assert not out.exists()
 
 
-@pytest.mark.parametrize("ending", ["zip", "npz"])
+@pytest.mark.parametrize("ending", ["zip", "npz", "ZIP", "Npz"])
 def test_an_archive_holds_the_same_images(model, tmp_path, ending, capsys):
     archive = tmp_path / "deep" / f"images.{ending}"
     assert generate(model, "-n", 5, "--start", 2, "--batch-size", 2, "--out", archive) == 0
     assert capsys.readouterr().out == f"5 images in {archive}\n"
     expected = sample_uint8(Generator.from_pretrained(model), 5, seed=0, start=2).permute(0, 2, 3, 1).numpy()
-    if ending == "npz":
+    if ending.lower() == "npz":
         with np.load(archive) as arrays:
             assert list(arrays) == ["arr_0"]
             pixels = arrays["arr_0"]
@@ -195,13 +231,14 @@ def test_an_interrupted_archive_leaves_the_old_one(model, tmp_path):
 def test_a_grid_and_a_folder_are_not_archives(model, tmp_path, capsys):
     assert generate(model, "--grid", "--out", tmp_path / "a.zip") == 2
     assert "--grid writes a picture, but --out is an archive" in capsys.readouterr().err
-    (tmp_path / "b.npz").mkdir()
-    assert generate(model, "--out", tmp_path / "b.npz") == 2
-    assert "b.npz is a folder" in capsys.readouterr().err
+    for name in ("b.npz", "b.ZIP"):
+        (tmp_path / name).mkdir()
+        assert generate(model, "--out", tmp_path / name) == 2
+        assert f"{name} is a folder" in capsys.readouterr().err
 
 
 def test_endings_mean_what_they_say(model, tmp_path, capsys):
-    for ending in ("gif", "mp4", "npy", "png", "JPG"):
+    for ending in ("gif", "mp4", "npy", "png", "JPG", "TAR", "tar.gz", "7z"):
         assert generate(model, "--out", tmp_path / f"walk.{ending}") == 2
         assert f"with --grid, a folder or a .png; got {tmp_path / f'walk.{ending}'}" in capsys.readouterr().err
     assert generate(model, "--grid", "--out", tmp_path / "walk.gif") == 2

@@ -12,7 +12,11 @@ from dcgan.cli._arguments import load_generator
 from dcgan.cli._options import COUNT, FLAG, NATURAL, STEP
 from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say
 
-_FILES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".webm", ".npy", ".pt", ".pth", ".safetensors"}
+_FILES = {
+    *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mp4", ".webm"),
+    *(".npy", ".pt", ".pth", ".safetensors", ".h5", ".hdf5"),
+    *(".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"),
+}
 
 
 def generate(
@@ -52,14 +56,14 @@ def generate(
     from dcgan._build import select_device
     from dcgan._distributed import fail_together, gather
     from dcgan._precision import DTYPES
-    from dcgan.generate import ARCHIVES, default_batch_size, existing_files, write_grid, write_part
+    from dcgan.generate import default_batch_size, existing_files, is_archive, write_grid, write_part
 
     processes = _processes.process_count()
     with _processes.process_group():
         with exit_on_error(), fail_together():
-            if grid and out.suffix in ARCHIVES:
+            if grid and is_archive(out):
                 raise UsageError(f"--grid writes a picture, but --out is an archive, {out}")
-            if processes > 1 and (grid or out.suffix in ARCHIVES):
+            if processes > 1 and (grid or is_archive(out)):
                 raise UsageError(
                     f"{processes} processes write a folder of images together; a single file takes one process"
                 )
@@ -68,11 +72,9 @@ def generate(
                     f"--out must be a folder, a .zip or a .npz; with --grid, a folder or a .png; got {out}"
                 )
             picture = out if grid and out.suffix.lower() == ".png" else out / "grid.png"
-            is_file = out.suffix in ARCHIVES or picture == out
+            is_file = is_archive(out) or picture == out
             if out.exists() and out.is_dir() == is_file:
-                raise UsageError(
-                    f"--out must be a folder, but {out} is a file" if out.is_file() else f"{out} is a folder"
-                )
+                raise UsageError(f"{out} is a folder" if is_file else f"--out must be a folder, but {out} is a file")
             existing = (
                 [path for path in [picture] if path.exists()] if grid else existing_files(out, number, start=start)
             )
