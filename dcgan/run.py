@@ -17,17 +17,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
 from html import escape
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import Tensor
 
-from dcgan import _build, _distributed, _log, checkpoint, data, images
+from dcgan import _build, _distributed, _log, _run_folder, checkpoint, data, images
 from dcgan._errors import DcganError, InputError
 from dcgan._files import atomic_write
 from dcgan._loggers import Logger, open_loggers
@@ -129,7 +128,7 @@ class Run:
         writes = _distributed.process_rank() == 0
         with _distributed.fail_together():
             if writes:
-                expect_empty(folder)
+                _run_folder.expect_empty(folder)
             device = _build.select_device(recipe.device)
             chosen = recipe.batch_size
             recipe, generator, discriminator = _build.build_networks(recipe)
@@ -139,10 +138,10 @@ class Run:
         _build.adopt_state(recipe, trainer)
         with _distributed.fail_together():
             if writes:
-                expect_empty(folder)  # packing may have taken minutes
+                _run_folder.expect_empty(folder)  # packing may have taken minutes
                 was_there = folder is not None and folder.exists()
-                folder = _create_folder(folder, recipe.data)
-                lock = _acquire_lock(folder)
+                folder = _run_folder.create_folder(folder, recipe.data)
+                lock = _run_folder.acquire_lock(folder)
         run = cls(_distributed.gather(folder or Path())[0], recipe, images, trainer, lock)
         with _distributed.fail_together():
             if writes:
@@ -195,9 +194,10 @@ class Run:
                 recipe = _extend(folder, stored, recipe or stored)
                 device = _build.select_device(recipe.device)
                 if _distributed.process_rank() == 0:
-                    lock = _acquire_lock(folder)
+                    lock = _run_folder.acquire_lock(folder)
                     on_failure.callback(lock.release)
-                state = _load_newest(folder)  # under the lock, so that it is the last one of the previous holder
+                # Under the lock, so that it is the last one of the previous holder.
+                state = _run_folder.load_newest(folder)
                 _expect_recipe_of(state, stored, stored_path)
                 generator, discriminator = _build.networks_of(state, folder)
                 images = _build.open_images(recipe, progress)
@@ -502,7 +502,7 @@ class Run:
         """Remove what was logged and sampled after `step`, and files that a killed process left half written."""
         _log.rewind(self.folder / "metrics.jsonl", step)
         for frame in self._frames():
-            if not _is_whole(frame):
+            if not _run_folder.is_whole(frame):
                 frame.replace(frame.with_name(f"{frame.name}.damaged"))
                 logger.warning("%s is damaged, and set aside as %s.damaged", frame, frame.name)
         late = [frame for frame in self._frames() if step_of(frame) > step]
@@ -581,50 +581,6 @@ def _join_steps(steps: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(steps)))
 
 
-def expect_empty(folder: Path | None) -> None:
-    """Check that a new run can have a folder.
-
-    Raises:
-        FileExistsError: If it holds something, or is a file.
-    """
-    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists: continue with --resume {folder}, or choose another folder")
-
-
-def find_continuation(folder: Path, recipe: Recipe) -> Recipe | None:
-    """Return the recipe with which a run goes on by the command that started it, or None if there is no state yet.
-
-    What the recipe leaves open is as it was then.
-    """
-    if not checkpoint.list_states(folder / "state"):
-        return None
-    stored = load_recipe(folder / "recipe.yaml")
-    left_open = [
-        field.name for field in fields(Recipe) if field.default is None and getattr(recipe, field.name) is None
-    ]
-    return recipe.replace(**{name: getattr(stored, name) for name in left_open})
-
-
-def remove_stillborn(folder: Path) -> None:
-    """Remove the folder of a run that was killed before its first state, if it holds nothing else."""
-    begun = {".lock", "recipe.yaml", "samples", "state"}
-    if (folder / ".lock").exists() and not checkpoint.list_states(folder / "state"):
-        names = {path.name for path in folder.iterdir() if not re.fullmatch(r"\..+\.\d+\.tmp", path.name)}
-        if names <= begun:
-            shutil.rmtree(folder)
-
-
-def _is_whole(picture: Path) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(picture) as image:
-            image.verify()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # as Pillow finds damage
-        return False
-    return True
-
-
 def _embed(picture: "Image.Image", name: str) -> str:
     """Return a picture, made smaller if it is large, as HTML that needs no file."""
     picture.thumbnail((900, 900))
@@ -632,24 +588,6 @@ def _embed(picture: "Image.Image", name: str) -> str:
     picture.save(buffer, "WEBP", quality=90)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<p><img alt="{name}" src="data:image/webp;base64,{data}" style="max-width:100%"/></p>'
-
-
-def _acquire_lock(folder: Path) -> FileLock:
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise FileExistsError(f"another process is training in {folder}") from error
-    return lock
-
-
-def _load_newest(folder: Path) -> dict[str, Any]:
-    *earlier, newest = checkpoint.list_states(folder / "state")
-    try:
-        return _build.load_state(newest)
-    except ValueError as error:
-        remedy = f"remove it to resume from {earlier[-1].name}" if earlier else "no other is kept: start again"
-        raise InputError(f"{error}; {remedy}") from error
 
 
 def _expect_recipe_of(state: dict[str, Any], stored: Recipe, path: Path) -> None:
@@ -683,18 +621,3 @@ def _extend(folder: Path, stored: Recipe, recipe: Recipe) -> Recipe:
             f"  {shlex.join(['dcgan', 'train', '--from', str(folder), *recipe.options(recipe.changes(stored))])}"
         )
     return recipe
-
-
-def _create_folder(folder: Path | None, name: str) -> Path:
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-    number = 1
-    while True:
-        folder = Path("runs", name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return folder

@@ -30,7 +30,7 @@ ORDER = """
     hub._card hub._client zoo hub._pretrained hub
     drawing layers models visualize trainer
     convert._files convert._chains convert._configs convert._statistics convert._build convert zoo._fetch
-    export generate _quality _build run
+    export generate _quality _build _run_folder run
     explore._view explore._page explore._server explore._space explore
     bench._contender bench bench.robustness
     cli._messages cli._processes cli._terminal cli._migration cli._options cli._arguments

@@ -91,7 +91,7 @@ def train(
 
 def _try_one_step(options: Recipe, out: Path | None) -> int:
     with exit_on_error():
-        from dcgan.run import expect_empty
+        from dcgan._run_folder import expect_empty
 
         expect_empty(out)
         options.resolve()  # as it is: the run of a single step has no epochs to contradict
@@ -161,7 +161,8 @@ def _open_run(recipe: Recipe, out: Path | None, resume: Path | None) -> "Run":
         log_above_progress_bar(),
         progress_bar("decoding", "img") as progress,
     ):
-        from dcgan.run import Run, find_continuation, remove_stillborn
+        from dcgan._run_folder import find_continuation, remove_stillborn
+        from dcgan.run import Run
 
         if out is not None and _processes.is_restarted() and _processes.process_rank() == 0:
             remove_stillborn(out)
