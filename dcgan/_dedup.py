@@ -3,11 +3,12 @@
 Shapes: N images, P pairs.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -32,15 +33,21 @@ class HashedImages(NamedTuple):
         files: Their paths, N of them.
         hashes: uint64 `(N,)`.
         failures: `(file, reason)` of the unreadable ones.
+        linked: Those of all files that links lead to: within the folder, or from it to a place outside.
+        left_out: Number of further paths that lead to the same images.
     """
 
     files: list[str]
     hashes: np.ndarray
     failures: list[tuple[str, str]]
+    linked: set[str]
+    left_out: int
 
 
 def hash_folder(root: Path, *, workers: int, progress: "Callable[[int, int], None] | None" = None) -> HashedImages:
     """Hash every image in and below a folder: the signs of the 8×8 lowest frequencies around their median (pHash).
+
+    An image that several paths lead to, since there are links, is hashed once.
 
     Args:
         root: The folder.
@@ -57,7 +64,9 @@ def hash_folder(root: Path, *, workers: int, progress: "Callable[[int, int], Non
         raise MissingPackageError('finding near-duplicates needs imagehash: pip install "dcgan[dedup]"') from error
     from PIL import Image
 
-    decoder = Decoder(open_source("folder", root), (_SIDE, _SIDE), 1, "squash")
+    listed = cast("list[str]", open_source("folder", root).items)
+    distinct, linked = _without_links(listed, root)
+    decoder = Decoder(source_of_files(distinct), (_SIDE, _SIDE), 1, "squash")
     files, hashes, failures = [], [], []
     for done, decoded in _decode(decoder, workers):
         files += [decoder.source.label(index) for index in decoded.indices]
@@ -67,7 +76,23 @@ def hash_folder(root: Path, *, workers: int, progress: "Callable[[int, int], Non
             hashes.append(np.packbits(bits.flatten()).view(np.uint64))
         if progress is not None:
             progress(done, len(decoder.source.items))
-    return HashedImages(files, np.concatenate([*hashes, np.zeros(0, np.uint64)]), failures)
+    joined = np.concatenate([*hashes, np.zeros(0, np.uint64)])
+    return HashedImages(files, joined, failures, linked, len(listed) - len(distinct))
+
+
+def _without_links(files: Iterable[str], root: Path) -> tuple[list[str], set[str]]:
+    """Return one path of each file, the one without links where there is one; and those of files with links to them."""
+    names: dict[str, list[str]] = {}
+    for file in files:
+        names.setdefault(os.path.realpath(file), []).append(file)
+    real_root = os.path.realpath(root)
+    distinct, linked = [], set()
+    for place, paths in names.items():
+        direct = [path for path in paths if os.path.join(real_root, os.path.relpath(path, root)) == place]  # noqa: PTH118
+        distinct.append((direct or paths)[0])
+        if paths != direct:
+            linked.add(distinct[-1])
+    return sorted(distinct), linked
 
 
 def _decode(decoder: Decoder, workers: int) -> Iterator[tuple[int, Decoded]]:

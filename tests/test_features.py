@@ -1,7 +1,10 @@
 """Pooled features against the authors' networks written out, the probe against scikit-learn, and near-duplicates."""
 
+import errno
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -476,6 +479,59 @@ def test_near_duplicates_of_a_folder_are_found_and_moved(tmp_path, capsys):
     assert np.abs(left - right).mean() < 12
     assert "12 images, 0 pairs" in said(capsys, "dedup", root, "--out", tmp_path / "other.png")
     assert not (tmp_path / "other.png").exists()
+
+
+def test_links_are_no_duplicates_and_what_they_lead_to_stays(tmp_path, capsys):
+    (tmp_path / "real").mkdir()
+    root = tmp_path / "root"
+    root.symlink_to("real")  # the folder itself may be a link
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("root/b.png", "root/c.png", "root/d.png", "elsewhere/q.png"):
+        smooth(1).save(tmp_path / name)
+    (root / "a.png").symlink_to("b.png")  # before it in the order of the paths
+    (root / "e.png").symlink_to("d.png")
+    (root / "m").symlink_to(elsewhere)
+    before = {path: path.lstat().st_ino for path in (*root.iterdir(), *elsewhere.iterdir())}
+    images = hash_folder(root, workers=1)
+    assert images.files == [str(root / name) for name in ("b.png", "c.png", "d.png", "m/q.png")]
+    assert (images.linked, images.left_out) == ({str(root / name) for name in ("b.png", "d.png", "m/q.png")}, 2)
+
+    arguments = ["dedup", root, "--out", tmp_path / "pairs.png", "--move-to"]
+    for inside in (root / "moved", tmp_path / "real/deep/moved", elsewhere / "../real/moved"):
+        assert "--move-to must be outside of" in said(capsys, *arguments, inside, code=2)
+    text = said(capsys, *arguments, tmp_path / "moved")
+    assert "2 links to images that are found under another name as well, left out" in text
+    assert "4 images, 6 pairs of near-duplicates, 3 images redundant" in text
+    assert f"1 image moved to {tmp_path / 'moved'}\n2 redundant images not moved, since links lead there" in text
+    assert [path.name for path in (tmp_path / "moved").rglob("*")] == ["c.png"]
+    del before[root / "c.png"]
+    assert {path: path.lstat().st_ino for path in (*root.iterdir(), *elsewhere.iterdir())} == before
+    assert "3 images" in said(capsys, *arguments, tmp_path / "again", "--force")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_disk_that_fills_up_while_images_are_moved_keeps_them(tmp_path, capsys, monkeypatch):
+    root = tmp_path / "images"
+    root.mkdir()
+    for name in ("a.png", "b.png"):
+        smooth(1).save(root / name)
+
+    def other_disk(*_, **__):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    def full(source, target, **_):
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", source)
+
+    arguments = ["dedup", root, "--out", tmp_path / "pairs.png", "--move-to", tmp_path / "moved"]
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil.os, "rename", other_disk)
+        patch.setattr(shutil, "copyfile", full)
+        message = said(capsys, *arguments, code=1)
+    assert f"{tmp_path / 'moved/b.png'}: No space left on device, so that {root / 'b.png'} stays" in message
+    assert list((tmp_path / "moved").iterdir()) == []
+    assert sorted(path.name for path in root.iterdir()) == ["a.png", "b.png"]
 
 
 def test_hashes_are_those_of_the_library(tmp_path):

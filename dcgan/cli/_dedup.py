@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from dcgan.cli._arguments import expect_new
+from dcgan.cli._messages import count
 from dcgan.cli._options import FLAG, INTEGER
 from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say
 
@@ -34,15 +35,15 @@ def dedup(
         folder: Folder of images, at any depth.
         distance: Number of bits, of the hash's 64, in which near-duplicates may differ.
         out: Picture to write: pairs side by side, the nearest first.
-        move_to: Move the images that are redundant to this new folder.
+        move_to: Move the images that are redundant to this new folder, but for those that links lead to.
         force: Overwrite an existing picture.
     """
     with exit_on_error():
         if out.suffix.lower() != ".png":
             raise UsageError(f"--out must be a .png, got {out}")
         expect_new(out, force=force)
-        if move_to is not None and move_to.exists():
-            raise UsageError(f"{move_to} exists: --move-to takes a new folder")
+        if move_to is not None:
+            _expect_elsewhere(move_to, folder)
         from dcgan._dedup import hash_folder, near_duplicates, redundant
 
         with progress_bar("hashing", "img") as progress:
@@ -51,6 +52,8 @@ def dedup(
             say(f"skipped {file}: {reason}", error=True)
         if len(images.failures) > 20:
             say(f"and {len(images.failures) - 20} more", error=True)
+        if images.left_out:
+            say(f"{count(images.left_out, 'link')} to images that are found under another name as well, left out")
         pairs = near_duplicates(images.hashes, distance)
         out_of = redundant(pairs, len(images.files))
     with exit_on_error(running=True):
@@ -59,13 +62,40 @@ def dedup(
             _draw_pairs(out, images.files, pairs)
             say(f"the nearest {min(_SHOWN, len(pairs))} pairs are in {out}")
         if move_to is not None:
-            for file, redundant_one in zip(images.files, out_of, strict=True):
-                if redundant_one:
-                    target = move_to / Path(file).relative_to(folder.expanduser())
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.move(file, target)
-            say(f"{out_of.sum():,} images moved to {move_to}")
+            redundant_files = [file for file, is_redundant in zip(images.files, out_of, strict=True) if is_redundant]
+            _move_all(redundant_files, images.linked, folder.expanduser(), move_to)
     return 0
+
+
+def _expect_elsewhere(move_to: Path, folder: Path) -> None:
+    if move_to.exists():
+        raise UsageError(f"{move_to} exists: --move-to takes a new folder")
+    if Path(os.path.realpath(move_to)).is_relative_to(os.path.realpath(folder.expanduser())):
+        raise UsageError(f"--move-to must be outside of {folder}, where images would be found again; got {move_to}")
+
+
+def _move_all(files: list[str], linked: set[str], folder: Path, move_to: Path) -> None:
+    """Move files but those that links lead to, which may be outside of the folder, or would leave a link to nothing."""
+    stay = [file for file in files if file in linked]
+    if len(stay) < len(files):
+        move_to.mkdir(parents=True)
+    for file in files:
+        if file not in linked:
+            _move(file, move_to / Path(file).relative_to(folder))
+    say(f"{count(len(files) - len(stay), 'image')} moved to {move_to}")
+    if stay:
+        say(f"{count(len(stay), 'redundant image')} not moved, since links lead there, such as {stay[0]}")
+
+
+def _move(file: str, target: Path) -> None:
+    """Move a file to a new name, which may be on another disk: where that fails, nothing of it is left there."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(file, target)
+    except OSError as error:
+        if Path(file).exists():
+            target.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{error.strerror}, so that {file} stays", str(target)) from error
 
 
 def _draw_pairs(path: Path, files: list[str], pairs: "np.ndarray") -> None:
