@@ -1,6 +1,7 @@
 """Decoding: image files of every format, mode and orientation in, exact pixels out."""
 
 import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,7 @@ RED, PINK, BLUE, WHITE = (255, 0, 0), (255, 127, 127), (0, 0, 255), (255, 255, 2
         (Image.new("RGBA", (8, 8), (255, 0, 0, 128)), "png", PINK),
         (Image.new("RGBA", (8, 8), (255, 0, 0, 0)), "webp", WHITE),
         (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "tif", RED),
+        (Image.new("LAB", (8, 8), (128, 128, 128)), "tif", (119, 119, 119)),
         (Image.fromarray(np.full((8, 8), 100 * 257, np.uint16)), "png", (100, 100, 100)),
         (Image.fromarray(np.full((8, 8), 65535, np.uint16)), "tif", WHITE),
         (Image.fromarray(np.full((8, 8), 100 * 257, np.int32)), "tif", (100, 100, 100)),
@@ -241,6 +243,13 @@ def test_the_limit_applies_to_images_of_pillow_too():
     with pytest.raises(data.BadImages, match=r"list\[0\]: has 64 pixels"):
         data.from_dataset([Image.new("RGB", (8, 8))], max_pixels=63)
     assert len(data.from_dataset([Image.new("RGB", (8, 8))], max_pixels=64)) == 1
+
+
+def test_files_too_large_for_an_image_are_not_read(tmp_path):
+    Image.fromarray(noise(16, 16)).save(tmp_path / "a.png")
+    os.truncate(tmp_path / "a.png", 2**30 + 1)  # the rest of zeros, which take no space
+    with pytest.raises(data.BadImages, match=r"a\.png: has 1,073,741,825 bytes, more than 1,073,741,824"):
+        decoded(tmp_path, 8)
 
 
 def test_faults_of_the_machine_name_the_file(tmp_path, monkeypatch):

@@ -122,6 +122,38 @@ def test_braces_are_written_out_as_by_a_shell():
     assert list(_shards._expand_braces("plain.tar")) == ["plain.tar"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("t_{0..99999999999}.tar", "root must stand for at most 100,000 shards, got .*t_{0..99999999999}"),
+        ("{0..999}/{0..999}/{a,b}.tar", "at most 100,000 shards"),
+        ("{0..99999}.tar", "100000 of the 100000 shards .* are missing"),
+        (f"{{0..{'9' * 200}}}.tar", "at most 100,000 shards"),
+    ],
+)
+def test_patterns_of_very_many_shards_are_refused_before_they_are_written_out(pattern, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        _shards.expand_pattern(Path(pattern))
+
+
+def test_names_that_are_not_utf8_are_kept_and_long_ones_refused(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        for name, content in (("\xe4.png", png()), ("\xf6.png", b"no image"), ("\xfc.cls", b"1")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    images = load(path, skip_bad=True)
+    assert len(images) == 1
+    assert [file for file, _ in images.skipped] == [str(path / os.fsdecode(b"\xf6.png"))]
+    with pytest.raises(data.BadImages, match="1 unreadable"):
+        load(path)
+    refused(
+        tar(tmp_path / "b.tar", [("0.png", png()), ("x" * 10_000 + ".png", png())]),
+        r"names in a shard must have at most 1,024 bytes, but one in .*b\.tar has 10,004: xxx",
+    )
+
+
 def test_images_without_labels_have_none_and_a_gap_is_reported(tmp_path, caplog):
     assert load(tar(tmp_path / "a.tar", [("0.png", png())])).labels is None
     assert not caplog.records
@@ -145,7 +177,9 @@ def test_patterns_that_name_no_shard_are_refused(tmp_path, shards):
     refused(tmp_path / "empty", r"without any \*.tar", FileNotFoundError)
     refused(tmp_path / "{0}.tar", r"braces must hold a rising range, .*; got \{0\}")
     refused(tmp_path / "{3..1}.tar", "rising range")
-    refused("https://example.org/{0..1}.tar", "download the shards first")
+    for url in ("https://example.org/{0..1}.tar", "s3://bucket/x.tar", "pipe:cat x.tar"):
+        refused(url, "URLs are not read, since .*; download the shards first")
+        refused(Path(url), "URLs are not read")
     refused(
         tar(tmp_path / "text.tar", [("0.txt", b"")]),
         r"shards with images, got .*, which hold 1 \.txt",
@@ -222,6 +256,20 @@ def test_a_shard_that_changes_while_it_is_read_stops_the_run(shards):
     last.unlink()
     with pytest.raises(FileNotFoundError, match=r"shard-000002\.tar"):
         images.batch(np.array([35]))
+
+
+def test_members_too_large_for_an_image_are_bad_images(tmp_path):
+    header = tarfile.TarInfo("huge.png")
+    header.size = 60 * 10**9
+    shard = tar(tmp_path / "a.tar", [("0.png", png())])
+    with tarfile.open(shard) as archive:
+        end = archive.getmembers()[0].offset_data + 1024  # of the image, up to its padding
+    shard.write_bytes(shard.read_bytes()[:end] + header.tobuf(tarfile.GNU_FORMAT))
+    os.truncate(shard, end + header.size + 2048)  # the rest of zeros, which take no space
+    images = load(shard, skip_bad=True)
+    reason = "has 60,000,000,000 bytes, more than 1,073,741,824, the most that an image file may have"
+    assert images.skipped == [(f"{shard}/huge.png", reason)]
+    assert len(images) == 1
 
 
 def test_bad_images_in_shards_are_named_or_skipped(tmp_path):

@@ -18,7 +18,7 @@ import numpy as np
 
 from dcgan._errors import InputError
 from dcgan.data._formats import HEIF_REMEDY, formats_of
-from dcgan.data._sources import EncodedImage, UnreadableImage
+from dcgan.data._sources import EncodedImage, UnreadableImage, expect_image_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
@@ -98,9 +98,8 @@ class Decoder:
                 image = item.copy()  # the dataset may hold the original, which another thread may be reading
                 _load_upright(image, 2 * max(self.image_size), self.max_pixels)
                 return self._resize(_convert_mode(image, self.channels))
-            if isinstance(item, str) and not Path(item).is_file():
-                # Checked first, since opening a named pipe would block forever.
-                raise InputError("is not a file")  # noqa: TRY301 - for the last handler below
+            if isinstance(item, str):
+                _expect_image_file(Path(item))
             # Read at once: each of Pillow's many small reads would release the interpreter's lock.
             if isinstance(item, EncodedImage):
                 item = item.content
@@ -169,6 +168,13 @@ def to_portable(encoded: bytes, path: str, max_pixels: int | None) -> tuple[str,
         return ".png", png.getvalue()
 
 
+def _expect_image_file(path: Path) -> None:
+    """Refuse a named pipe, which would block for ever once it is opened, and what would fill the memory."""
+    if not path.is_file():
+        raise InputError("is not a file")
+    expect_image_size(path.stat().st_size)
+
+
 def _open_image(encoded: bytes, path: str | None) -> PilImage:
     """Read the header of an encoded image, of any size, which `_load_upright` limits.
 
@@ -227,6 +233,8 @@ def _convert_mode(image: PilImage, channels: int) -> PilImage:
         scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0, 2.0**31 - 1)
         full = next((scale for scale in scales if values.max() <= scale), scales[-1])
         image = Image.fromarray(np.rint(values.clip(0, full) * (255 / full)).astype(np.uint8))
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # the only way to grey
     if channels == 4:
         return image.convert("RGBA")
     if image.has_transparency_data:

@@ -11,6 +11,7 @@ Shapes: N images.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -28,14 +29,17 @@ import numpy as np
 from dcgan._errors import InputError
 from dcgan._files import atomic_write
 from dcgan.data._formats import ending_of, image_endings
-from dcgan.data._sources import EncodedImage, Source, describe_left_out
+from dcgan.data._sources import EncodedImage, Source, describe_left_out, expect_image_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 1  # of the index: raise it when the same shards give another one
+_ESCAPED = "surrogateescape"  # how tarfile reads names that are not UTF-8
+_MAX_SHARDS = 100_000
+_MAX_NAME_BYTES = 1024  # in the index, each name takes as much as the longest
 _MAX_LABEL_BYTES = 32
 _MAX_SHOWN = 3  # of the missing shards, in a message
 NO_LABEL = -1
@@ -143,19 +147,23 @@ def expand_pattern(pattern: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: If one does not.
-        ValueError: If braces of the pattern hold neither a range nor a list, or it is a URL.
+        ValueError: If braces of the pattern hold neither a range nor a list, or it stands for too many shards or is a
+            URL.
     """
-    if re.match(r"[A-Za-z]{2,}:", str(pattern)):
+    if re.match(r"[A-Za-z]{2,}:|[A-Za-z][\w+.-]+:[/\\]", str(pattern)):
         raise InputError(
-            f"root must be shards on this machine, got {str(pattern)!r}: a stream cannot be resumed exactly; download "
-            "the shards first"
+            f"root must be shards on this machine, got {str(pattern)!r}: URLs are not read, since a stream cannot be "
+            "resumed exactly; download the shards first"
         )
     if pattern.is_dir():
         shards = sorted(path for path in pattern.glob("*.tar") if not path.name.startswith("."))
         if not shards:
             raise FileNotFoundError(f"root must be shards, or a folder of them, got {pattern} without any *.tar")
         return [shard.absolute() for shard in shards]
-    shards = [Path(path).absolute() for path in _expand_braces(str(pattern))]
+    names = list(itertools.islice(_expand_braces(str(pattern)), _MAX_SHARDS + 1))
+    if len(names) > _MAX_SHARDS:
+        raise InputError(f"root must stand for at most {_MAX_SHARDS:,} shards, got {str(pattern)!r}, which has more")
+    shards = [Path(name).absolute() for name in names]
     if missing := [shard for shard in shards if not shard.is_file()]:
         shown = ", ".join(map(str, missing[:_MAX_SHOWN])) + (", …" if len(missing) > _MAX_SHOWN else "")
         if len(shards) == 1:
@@ -169,10 +177,12 @@ def _expand_braces(pattern: str) -> Iterator[str]:
     if (found := re.search(r"\{([^{}]*)\}", pattern)) is None:
         yield pattern
         return
+    words: Iterable[str]
     if bounds := re.fullmatch(r"(\d+)\.\.(\d+)", found[1]):
         first, last = bounds.groups()
         width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
-        words: Sequence[str] = [f"{number:0{width}}" for number in range(int(first), int(last) + 1)]
+        numbers = range(int(first), int(last) + 1)
+        words = (f"{number:0{width}}" for number in numbers) if numbers else ()
     else:
         words = found[1].split(",") if "," in found[1] else []
     if not words:
@@ -211,7 +221,7 @@ class _Index(NamedTuple):
         offsets: Where it begins, in bytes, int64 `(N,)`.
         sizes: Its bytes, int64 `(N,)`.
         labels: Its class, or -1, int64 `(N,)`.
-        names: Its name in the shard, in UTF-8, `(N,)`.
+        names: Its name in the shard, in UTF-8 unless it is in another encoding there, `(N,)`.
         left_out: The files of samples without an image, by their endings, as JSON.
     """
 
@@ -235,13 +245,15 @@ class ShardImages(IndexedItems):
 
     def __getitem__(self, index: int, /) -> EncodedImage:
         # Opened for each image: thousands of shards would be more files than a process may keep open.
+        size = int(self._index.sizes[index])
+        expect_image_size(size)
         with self._shards[self._index.shards[index]].open() as file:
             file.seek(self._index.offsets[index])
-            return EncodedImage(self.name(index), file.read(self._index.sizes[index]))
+            return EncodedImage(self.name(index), file.read(size))
 
     def name(self, index: int) -> str:
         """Return the path of the shard, and that within it."""
-        return f"{self._shards[self._index.shards[index]].path}/{self._index.names[index].decode()}"
+        return f"{self._shards[self._index.shards[index]].path}/{self._index.names[index].decode(errors=_ESCAPED)}"
 
 
 def _read_index(path: Path) -> _Index | None:
@@ -270,7 +282,7 @@ def _index(shards: list[_Shard]) -> _Index:
         np.array([sample.offset for sample in samples], np.int64),
         np.array([sample.size for sample in samples], np.int64),
         np.array([sample.label for sample in samples], np.int64),
-        np.array([(sample.name or "").encode() for sample in samples], np.bytes_),
+        np.array([(sample.name or "").encode(errors=_ESCAPED) for sample in samples], np.bytes_),
         np.array(json.dumps(left_out)),
     )
 
@@ -300,6 +312,7 @@ def _index_shard(shard: _Shard) -> list[_Sample]:
                     # Folders, links, hidden files and the reserved `__name__` belong to no sample.
                     if not member.isreg() or member.issparse() or name.startswith((".", "__")):
                         continue
+                    _expect_short_name(member, shard.path)
                     stem, _, suffix = name.partition(".")
                     sample = samples.setdefault(f"{folder}/{stem}", _Sample())
                     if (ending := ending_of(name)) in endings:
@@ -324,6 +337,14 @@ def _index_shard(shard: _Shard) -> list[_Sample]:
                 f"the shard {shard.path} is not a whole tar archive ({error}): download or pack it again"
             ) from error
     return list(samples.values())
+
+
+def _expect_short_name(member: tarfile.TarInfo, path: Path) -> None:
+    if (length := len(member.name.encode(errors=_ESCAPED))) > _MAX_NAME_BYTES:
+        raise InputError(
+            f"names in a shard must have at most {_MAX_NAME_BYTES:,} bytes, but one in {path} has {length:,}: "
+            f"{member.name[:64]}…"
+        )
 
 
 def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:

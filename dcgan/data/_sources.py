@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 DATASETS: tuple[str, ...] = get_args(DatasetName)
 """The names that `load` knows."""
 
+_MAX_BYTES = 2**30  # of an image file: 89 million pixels, Pillow's limit, with 16 bits in four channels take 0.7 GB
 _MAX_ENDINGS = 6  # of files that are left out, in a message
 LSUN_CLASSES = (
     *("bedroom_train", "bridge_train", "church_outdoor_train", "classroom_train", "conference_room_train"),
@@ -49,6 +50,12 @@ LSUN_CLASSES = (
 
 class UnreadableImage(Exception):  # noqa: N818 (an image that is left out, or listed in `BadImages`)
     """One image cannot be read; the text is the reason."""
+
+
+def expect_image_size(nbytes: int) -> None:
+    """Raise `UnreadableImage` for a file too large for an image, which would fill the memory."""
+    if nbytes > _MAX_BYTES:
+        raise UnreadableImage(f"has {nbytes:,} bytes, more than {_MAX_BYTES:,}, the most that an image file may have")
 
 
 class EncodedImage(NamedTuple):
