@@ -17,7 +17,7 @@ from dcgan import data
 from dcgan._errors import InputError
 from dcgan.data._datasets import LABEL_COLUMNS
 from dcgan.data._formats import formats_of
-from dcgan.data._sources import list_images, open_source
+from dcgan.data._sources import UnreadableImage, expect_image_size, list_images, open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -253,9 +253,10 @@ class ClassFolders:
         if not Path(file).is_file():  # a named pipe would block for ever
             raise FileNotFoundError(f"{file} is not a file")
         try:
+            expect_image_size(Path(file).stat().st_size)
             # From memory, since Pillow keeps files of formats that may move open.
             image = Image.open(io.BytesIO(Path(file).read_bytes()), formats=formats_of(file))
             image.load()
-        except OSError as error:
+        except (OSError, UnreadableImage) as error:
             raise OSError(f"{file}: {error}") from error
         return image, self._labels[index]

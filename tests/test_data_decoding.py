@@ -12,6 +12,7 @@ from image_files import noise
 from PIL import Image
 
 from dcgan import data
+from dcgan._labelled import ClassFolders
 from dcgan.data import _sources
 from dcgan.data._decoding import Decoder
 
@@ -250,6 +251,12 @@ def test_files_too_large_for_an_image_are_not_read(tmp_path):
     os.truncate(tmp_path / "a.png", 2**30 + 1)  # the rest of zeros, which take no space
     with pytest.raises(data.BadImages, match=r"a\.png: has 1,073,741,825 bytes, more than 1,073,741,824"):
         decoded(tmp_path, 8)
+    for name in ("classes/0", "classes/1"):
+        (tmp_path / name).mkdir(parents=True)
+    Image.fromarray(noise(16, 16)).save(tmp_path / "classes/0/a.png")
+    (tmp_path / "a.png").rename(tmp_path / "classes/1/a.png")
+    with pytest.raises(data.BadImages, match=r"1/a\.png: has 1,073,741,825 bytes"):
+        data.from_dataset(ClassFolders(tmp_path / "classes"), cache=False).batch(np.arange(2))
 
 
 def test_faults_of_the_machine_name_the_file(tmp_path, monkeypatch):
