@@ -30,7 +30,7 @@ def pack(
         workers: Number of threads that decode images, to see whether they can be read; by default one per core.
         skip_bad: Skip files that cannot be decoded instead of stopping.
         max_pixels: Number of pixels above which an image is refused; by default 89 million.
-        force: Replace the shards in the folder.
+        force: Replace the shards in the folder, if it holds nothing else.
     """
     with exit_on_error(), progress_bar("packing", "img") as progress:
         from dcgan.data._sharding import write_shards
