@@ -4,6 +4,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,26 +23,17 @@ logger = logging.getLogger(__name__)
 
 N = TypeVar("N", Generator, Discriminator)
 
-# Fields of the recipe, and the network arguments that they set.
-_BOTH = (
-    "image_size",
-    "channels",
-    "max_channels",
-    "kernel_size",
-    "stages",
-    "convs_per_stage",
-    "stem",
-    "bias",
-    "norm_eps",
-)
-_OWN = ("base_channels", "norm", "activation", "slope")  # of the generator; the discriminator's have the prefix d_
-_GENERATOR = {
-    name: name for name in (*_BOTH, *_OWN, "latent_dim", "stem_norm", "stem_activation", "upsample", "output", "latent")
+# Fields of the recipe, and the network arguments that they set. The discriminator's own have the prefix d_.
+_FIELDS = {field.name for field in fields(Recipe)}
+_GENERATOR = {name: name for name in signature(Generator).parameters if name in _FIELDS}
+_DISCRIMINATOR = {
+    f"d_{name}" if f"d_{name}" in _FIELDS else name: name
+    for name in signature(Discriminator).parameters
+    if name in _FIELDS
 }
-_DISCRIMINATOR = {name: name for name in _BOTH} | {f"d_{name}": name for name in _OWN}
 # The fields that a loaded discriminator determines; its other arguments may differ from the generator's.
 _LOADED_DISCRIMINATOR = {
-    field: name for field, name in _DISCRIMINATOR.items() if field[:2] == "d_" or name in _BOTH[:2]
+    field: name for field, name in _DISCRIMINATOR.items() if field != name or name in ("image_size", "channels")
 }
 
 
@@ -82,8 +75,8 @@ def build_networks(recipe: Recipe) -> tuple[Recipe, Generator, Discriminator]:
         recipe = _adopt_config(recipe, discriminator, recipe.discriminator, _LOADED_DISCRIMINATOR)
     recipe = recipe.resolve()
 
-    def arguments(fields: dict[str, str]) -> dict[str, Any]:
-        values = {argument: getattr(recipe, field) for field, argument in fields.items()}
+    def arguments(chosen: dict[str, str]) -> dict[str, Any]:
+        values = {argument: getattr(recipe, field) for field, argument in chosen.items()}
         return {argument: value for argument, value in values.items() if value is not None}
 
     with _seeded_on_cpu(recipe.seed):
