@@ -1,6 +1,7 @@
-"""Arguments of the networks: their allowed values and the shapes that follow from them."""
+"""Arguments of the networks: their allowed values and the shapes that follow from them; and limits on numbers."""
 
 import operator
+import reprlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -9,6 +10,14 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dcgan._errors import InputError
+
+# What is larger is a mistake, which would fill the memory, or overflow, before it is noticed.
+MAX_COUNT = 2**31 - 1  # of steps, of channels, of whatever is counted
+MAX_PICTURED = 100_000  # images in one picture, which are in memory at once: at 64x64, a gigabyte in 8 bits
+MAX_SEED = 2**63 - 1  # of runs and commands, which add to it to get other seeds
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring, _BRIEF.maxlevel = 80, 2
 
 
 def sides(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -42,8 +51,11 @@ def pyramid(config: dict[str, Any]) -> tuple[list[tuple[int, int]], list[int]]:
 def minimum_parameters(config: dict[str, Any]) -> int:
     """Return a lower bound on a network's number of parameters without building it, to check files."""
     sizes, widths = pyramid(config)
-    stem = config.get("latent_dim", 1) * widths[-1] * sizes[-1][0] * sizes[-1][1]
-    return int(stem + sum(9 * before * after for before, after in pairwise(widths)))
+    labels, positions = config["num_classes"] or 0, sizes[-1][0] * sizes[-1][1]
+    units = (config["latent_dim"] + labels) * widths[-1] if "latent_dim" in config else widths[-1] + labels
+    # Labels are appended to the input of a layer, which is the wider side in one network and the other in the other.
+    pairs = pairwise([config["channels"], *widths])
+    return int(positions * units + sum(9 * (left * right + labels * min(left, right)) for left, right in pairs))
 
 
 def validate_config(cls: type, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -86,10 +98,17 @@ def whole_number(name: str, value: object) -> int:
     raise TypeError(f"{name} must be a whole number, got {value!r}")
 
 
+def brief(value: object) -> str:
+    """Return how Python writes a value, shortened where it is long, as that of a file may be."""
+    return _BRIEF.repr(value)
+
+
 def _count(name: str, value: object) -> int:
     count = whole_number(name, value)
     if count < 1:
         raise InputError(f"{name} must be at least 1, got {count}")
+    if count > MAX_COUNT:
+        raise InputError(f"{name} must be at most {MAX_COUNT:,}, got {brief(count)}")
     return count
 
 

@@ -40,6 +40,7 @@ from dcgan._choices import (
     StemNorm,
     Upsample,
 )
+from dcgan._config import MAX_COUNT, MAX_PICTURED, MAX_SEED, brief
 from dcgan._errors import InputError
 from dcgan.architectures import ARCHITECTURES
 
@@ -55,18 +56,17 @@ _NAMES = (
 _SMALL = 32  # images up to this size gain from the augmentation `shift`; larger ones lost, in short runs
 _DEFAULTS = {"image_size": 64, "channels": 3, "base_channels": 64, "batch_size": 128}
 
+_COUNTS = (
+    *("image_size", "max_pixels", "base_channels", "d_base_channels", "max_channels", "latent_dim", "stages"),
+    *("steps", "epochs", "batch_size", "d_steps"),
+    *("log_every", "sample_every", "save_every", "eval_every", "keep", "samples"),
+)
 _RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
-    (
-        (
-            *("image_size", "max_pixels", "base_channels", "d_base_channels", "max_channels", "latent_dim", "stages"),
-            *("steps", "epochs", "batch_size", "d_steps"),
-            *("log_every", "sample_every", "save_every", "eval_every", "keep", "samples"),
-        ),
-        lambda value: value >= 1,
-        "at least 1",
-    ),
+    (_COUNTS, lambda value: value >= 1, "at least 1"),
+    (("samples",), lambda value: value <= MAX_PICTURED, f"at most {MAX_PICTURED:,}"),
+    ((*_COUNTS, "workers"), lambda value: value <= MAX_COUNT, f"at most {MAX_COUNT:,}"),
     (("workers", "weight_decay", "gradient_penalty", "r1"), lambda value: value >= 0, "at least 0"),
-    (("seed",), lambda value: 0 <= value < 2**63, "in [0, 2**63)"),
+    (("seed",), lambda value: 0 <= value <= MAX_SEED, "in [0, 2**63)"),
     (("beta1", "beta2", "label_smoothing", "ema_decay"), lambda value: 0 <= value < 1, "in [0, 1)"),
     (("lr_decay",), lambda value: 0 <= value <= 1, "in [0, 1]"),
     (("lr", "g_lr", "d_lr", "norm_eps", "slope", "d_slope"), lambda value: value > 0, "above 0"),
@@ -377,16 +377,16 @@ def _parse(text: str | bytes) -> dict[str, tuple[int, Any]]:
     parsed: dict[str, tuple[int, Any]] = {}
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         document = loader.get_single_node()
         if document is None:
             return {}
         if not isinstance(document, yaml.MappingNode):
-            kind = "a list" if isinstance(document, yaml.SequenceNode) else f"{document.value!r}"
+            kind = "a list" if isinstance(document, yaml.SequenceNode) else brief(document.value)
             raise InputError(f"it holds {kind}; expected {_A_FIELD}")
         for key, node in document.value:
             line = key.start_mark.line + 1
-            name = str(loader.construct_object(key, deep=True)).replace("-", "_")
+            name = _read_name(key, line)
             if name in parsed:
                 raise InputError(f"line {line}: {name} is set already, in line {parsed[name][0]}")
             if name != "description":
@@ -405,6 +405,24 @@ def _parse(text: str | bytes) -> dict[str, tuple[int, Any]]:
     return parsed
 
 
+class _Loader(yaml.SafeLoader):
+    """A reader of YAML without aliases, nine of which can stand for a list of a billion values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # in the stubs
+            line = event.start_mark.line + 1
+            raise InputError(f"line {line}: a recipe has no aliases, such as *{event.anchor}: write the value out")
+        return super().compose_node(parent, index)
+
+
+def _read_name(node: yaml.Node, line: int) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise InputError(f"line {line}: the name of a field must be text, got a list or a mapping")
+    name: str = node.value
+    return name.replace("-", "_")
+
+
 def _read_field(loader: yaml.SafeLoader, name: str, node: yaml.Node, line: int) -> Any:
     if name in _COMMAND_LINE_ONLY:
         raise InputError(f"line {line}: a recipe cannot set {name}: use the command line for that")
@@ -412,13 +430,17 @@ def _read_field(loader: yaml.SafeLoader, name: str, node: yaml.Node, line: int) 
     if current not in _HINTS:
         close = difflib.get_close_matches(name, _HINTS, n=1)
         suggestion = f": did you mean {close[0]}?" if close else ", and dcgan train --help lists all"
-        raise InputError(f"line {line}: there is no field {name!r}{suggestion}")
+        raise InputError(f"line {line}: there is no field {brief(name)}{suggestion}")
     try:
         value = loader.construct_object(node, deep=True)
     except yaml.YAMLError:
         raise
-    except ValueError:  # what looks like a date or a number, and is none
+    except (ValueError, OverflowError, LookupError, AttributeError) as error:  # a date or number that is none
+        if not isinstance(node, yaml.ScalarNode):
+            raise InputError(f"line {line}: {name} holds what YAML cannot read") from error
         value = node.value
+    if isinstance(value, int) and not -MAX_SEED <= value <= MAX_SEED:
+        value = node.value  # as it was typed: Python does not write out every number
     try:
         if {str, Path} & {*_kinds(current)} and isinstance(node, yaml.ScalarNode) and value is not None:
             value = node.value  # a folder may be called 2024-01-01, or 007
@@ -471,7 +493,7 @@ def _convert(name: str, value: Any) -> Any:
             return _read_as(kind, value)
         except (ValueError, OverflowError):  # as of the next kind
             continue
-    raise InputError(f"{name} must be {' or '.join(map(_describe, _kinds(name)))}, got {value!r}")
+    raise InputError(f"{name} must be {' or '.join(map(_describe, _kinds(name)))}, got {brief(value)}")
 
 
 def _read_as(kind: Any, value: Any) -> Any:
@@ -513,11 +535,11 @@ def _describe(kind: Any) -> str:
 def _expect_in_range(name: str, value: Any) -> None:
     numbers = [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, int | float)]
     for number in numbers:
-        if not math.isfinite(number):
+        if not -math.inf < number < math.inf:  # which takes whole numbers of any length
             raise InputError(f"{name} must be finite, got {number}")
     for names, fits, bounds in _RANGES:
         if name in names and not all(map(fits, numbers)):
-            raise InputError(f"{name} must be {bounds}, got {value}")
+            raise InputError(f"{name} must be {bounds}, got {brief(value)}")
 
 
 def upgrade_fields(values: dict[str, Any]) -> dict[str, Any]:

@@ -358,6 +358,12 @@ def test_options_become_fields(capsys, options, expected):
     assert Recipe.from_yaml(printed(capsys, *options)) == Recipe(**expected).resolve()
 
 
+# Each list holds ten times the one before it: 100,000 words in all, in a file of 300 bytes.
+BOMB = b"a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + b"".join(
+    b"a%d: &a%d [%s]\n" % (level, level, b", ".join([b"*a%d" % (level - 1)] * 10)) for level in range(1, 5)
+)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -391,6 +397,24 @@ def test_options_become_fields(capsys, options, expected):
         (b"\xff\xfe\x00", "recipe.yaml: line 1 is not text in UTF-8"),
         (b"seed: 1\ndata: d\xc5gits", "recipe.yaml: line 2 is not text in UTF-8"),
         (b"[" * 3000, "recipe.yaml: it is not YAML: maximum recursion depth"),
+        (BOMB, "recipe.yaml: line 2: a recipe has no aliases, such as *a0: write the value out"),
+        (BOMB + b"steps: 3", "recipe.yaml: line 2: a recipe has no aliases"),
+        (b"? [seed, steps]\n: 1", "recipe.yaml: line 1: the name of a field must be text, got a list or a mapping"),
+        (b"!!bool x: 1", "recipe.yaml: line 1: there is no field 'x'"),
+        (b"flip: !!bool x", "recipe.yaml: line 1: flip must be true or false, got 'x'"),
+        (b"seed: 1\nsteps: [!!timestamp x]", "recipe.yaml: line 2: steps holds what YAML cannot read"),
+        (b"lr: 1" + b":00" * 300, "recipe.yaml: line 1: lr must be a number or auto, got '1:00:00:00"),
+        (b"steps: 1" + b":00" * 300, "recipe.yaml: line 1: steps must be a whole number or null, got '1:00:00"),
+        (b"lr: 1" + b"0" * 400, "recipe.yaml: line 1: lr must be finite, got inf"),
+        (
+            b"steps: 1" + b"0" * 400,
+            "recipe.yaml: line 1: steps must be at most 2,147,483,647, got 100000000000000000...",
+        ),
+        (b"steps: 1" + b"0" * 5000, "recipe.yaml: line 1: steps must be a whole number or null, got '10000000"),
+        (b"steps: 0x1" + b"0" * 5000, "recipe.yaml: line 1: steps must be a whole number or null, got '0x10000"),
+        (b"seed: 9223372036854775808", "recipe.yaml: line 1: seed must be in [0, 2**63), got 9223372036854775808"),
+        (b"samples: 1000000000000", "recipe.yaml: line 1: samples must be at most 100,000, got 1000000000000"),
+        (b"workers: 2147483648", "recipe.yaml: line 1: workers must be at most 2,147,483,647, got 2147483648"),
     ],
 )
 def test_a_mistake_in_the_file_is_reported_and_exits_2(capsys, tmp_path, monkeypatch, content, message):
@@ -398,6 +422,7 @@ def test_a_mistake_in_the_file_is_reported_and_exits_2(capsys, tmp_path, monkeyp
     Path("recipe.yaml").write_bytes(content)
     assert cli.main(["train", "--config", "recipe.yaml"]) == 2
     said = capsys.readouterr().err
+    assert len(said) < 400
     assert message in said
     assert said.startswith("dcgan: ")
     assert said.count("\n") <= 2
