@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dcgan._choices import Distribution
+from dcgan._config import brief
 from dcgan._errors import InputError
 from dcgan._modules import eval_mode
 
@@ -82,11 +83,13 @@ def seeded_latents(
     `(n, *latent_dim)`.
 
     Raises:
-        ValueError: If `n`, `start` or `seed` is negative.
+        ValueError: If `n`, `start` or `seed` is negative, or has more than 64 bits.
     """
     for name, value in {"n": n, "start": start, "seed": seed}.items():
         if value < 0:
             raise InputError(f"{name} must not be negative, got {value}")
+        if value >= 2**64:
+            raise InputError(f"{name} must be below 2**64, got {brief(value)}")
     shape = (latent_dim,) if isinstance(latent_dim, int) else latent_dim
     first, last = start // _BLOCK_SIZE, -(-(start + n) // _BLOCK_SIZE)
     blocks = [torch.empty(0, *shape, device="cpu", dtype=torch.float32)]  # for n = 0
@@ -101,7 +104,7 @@ def pick_latents(picks: Sequence[tuple[int, int]], latent_dim: int, *, distribut
     """Return latents by name, each a pair (seed, index), as float32 `(len(picks), latent_dim)` on the CPU.
 
     Raises:
-        ValueError: If there is none, or if a seed or an index is negative.
+        ValueError: If there is none, or if a seed or an index is negative or has more than 64 bits.
     """
     if not picks:
         raise InputError("picks must name at least one latent as (seed, index), got none")

@@ -358,7 +358,7 @@ class Generator(_Network):
                 raise InputError("labels are for conditional networks, but this Generator has no num_classes")
             return None
         if labels is None:
-            return torch.arange(start, start + count, device="cpu").remainder(classes)
+            return torch.arange(count, device="cpu").add(start % classes).remainder(classes)
         given: Tensor = torch.as_tensor(labels, device="cpu")
         given = given.expand(count) if given.dim() == 0 else given
         expect_labels(given, classes, count)

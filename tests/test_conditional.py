@@ -215,6 +215,15 @@ def test_an_image_of_a_seed_has_one_class_whatever_the_start_and_batch():
     assert not torch.allclose(generator.sample(13, seed=4, start=20, labels=0), whole[20:33])
 
 
+def test_classes_come_in_turn_up_to_the_last_image_of_a_seed():
+    generator = build(Generator).eval()
+    start = 2**64 - 5
+    labels = [(start + i) % CLASSES for i in range(4)]
+    torch.testing.assert_close(
+        generator.sample(4, seed=4, start=start), generator.sample(4, seed=4, start=start, labels=labels)
+    )
+
+
 def test_labels_of_samples_are_checked():
     generator = build(Generator).eval()
     with pytest.raises(ValueError, match="labels must be from 0 to 2, got 7"):

@@ -64,6 +64,9 @@ def test_bad_arguments_are_named():
         sample_latents((2, 3), "gauss", torch.Generator())
     with pytest.raises(ValueError, match="seeds must be non-negative integers of at most 64 bits"):
         derive_seed(-1)
+    for name in ("seed", "start"):
+        with pytest.raises(ValueError, match=rf"{name} must be below 2\*\*64, got 18446744073709551616"):
+            seeded_latents(1, 4, **{"seed": 0, name: 2**64})
 
 
 def test_latents_are_picked_by_seed_and_index():
@@ -429,6 +432,16 @@ def test_files_of_one_name_are_told_apart(small, tmp_path, capsys):
         ("walk MODEL --through there.npy", "there.npy: No such file or directory"),
         ("walk MODEL --through wrong.npy", r"wrong.npy must hold latents \(N, 8\), got \(2, 5\)"),
         ("walk MODEL --through text.npy", "text.npy is not a whole .npy file of an array of numbers"),
+        ("walk MODEL --through nan.npy", "nan.npy must hold finite numbers, got NaN or infinite ones"),
+        ("walk MODEL --through huge.npy", "huge.npy must hold finite numbers, got NaN or infinite ones"),
+        ("walk MODEL --through complex.npy", "complex.npy must hold real numbers, got complex ones"),
+        ("walk MODEL --points 101 --steps 1000", "a walk has at most 100,000 images, got 101 with 1,000 steps each"),
+        ("walk MODEL --through 99999999999999999999:1,2", r"seed must be below 2\*\*64, got 99999999999999999999"),
+        (f"walk MODEL --through {'9' * 5000}", "an image is an index or SEED:INDEX, .* got '999"),
+        (
+            "project MODEL a.png b.png --starts 50001",
+            "--starts times the number of files must be at most 100,000, got 50,001",
+        ),
         ("walk MODEL --out folder.png", "folder.png is a folder"),
         ("walk MODEL --out old.png", "old.png exists: --force overwrites it"),
         ("arithmetic MODEL 1,2- --out new.png", "an image is an index or SEED:INDEX"),
@@ -440,6 +453,9 @@ def test_files_of_one_name_are_told_apart(small, tmp_path, capsys):
 )
 def test_mistakes_are_named(small, tmp_path, capsys, arguments, message):
     np.save("wrong.npy", np.zeros((2, 5)))
+    np.save("nan.npy", np.full((2, 8), np.nan))
+    np.save("huge.npy", np.full((2, 8), 1e300))
+    np.save("complex.npy", np.ones((2, 8), complex))
     (tmp_path / "text.npy").write_text("these are words")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "old.png").touch()

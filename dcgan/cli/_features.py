@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from dcgan._choices import Precision
+from dcgan._config import MAX_PICTURED
 from dcgan._labelled import LabelledImages, LabelledName
 from dcgan.cli import _processes
 from dcgan.cli._arguments import expect_new, expect_unconditional, load_generator, write_json
-from dcgan.cli._options import COUNT, FLAG, NATURAL
+from dcgan.cli._options import COUNT, FLAG, INTEGER, NATURAL
 from dcgan.cli._terminal import UsageError, exit_on_error, log_above_progress_bar, progress_bar, say, say_table
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def features(
     validation: Annotated[int | None, COUNT] = None,
     batchnorm: Literal["training", "running"] = "training",
     grid: Annotated[int, COUNT] = 4,
-    nearest: Annotated[int, NATURAL] = 8,
+    nearest: Annotated[int, INTEGER, Parameter(validator=Number(gte=0, lte=MAX_PICTURED))] = 8,
     seed: Annotated[int, NATURAL] = 0,
     out: Path = Path("features"),
     force: Annotated[bool, FLAG] = False,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from dcgan._allocator import keep_memory
+from dcgan._config import MAX_PICTURED, brief
 from dcgan.cli._arguments import expect_new, expect_unconditional, load_generator
-from dcgan.cli._options import COUNT, FLAG, NATURAL
+from dcgan.cli._options import COUNT, FLAG, NATURAL, PICTURED
 from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say, say_table
 
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ _FRAMES_PER_SECOND = 20
 def walk(
     model: str = "faces",
     *,
-    points: Annotated[int, COUNT] = 9,
+    points: Annotated[int, PICTURED] = 9,
     through: str | None = None,
     start_group: Annotated[str | None, Parameter(name="--from")] = None,
     end_group: Annotated[str | None, Parameter(name="--to")] = None,
-    steps: Annotated[int, COUNT] = 10,
+    steps: Annotated[int, PICTURED] = 10,
     interpolation: Literal["slerp", "lerp"] | None = None,
     strip: Annotated[bool, FLAG] = False,
     out: Path = Path("walk.png"),
@@ -68,9 +69,13 @@ def walk(
 
         if out.suffix == ".mp4":
             images.expect_video_encoder()
-        chosen = _read_latents(generator, through or _first(points), seed)
+        chosen = _read_latents(generator, through, seed) if through else _first(generator, points, seed)
         if len(chosen) < 2 and not start_group:
             raise UsageError("a walk needs at least two images, got one: --points or --through, or --from and --to")
+        if len(chosen) * steps > MAX_PICTURED:
+            raise UsageError(
+                f"a walk has at most {MAX_PICTURED:,} images, got {len(chosen):,} with {steps:,} steps each"
+            )
         if start_group and end_group:
             ends = [_read_latents(generator, text, seed) for text in (start_group, end_group)]
             path = latents.shift(chosen, latents.direction(*ends), torch.linspace(-1, 1, steps + 1))
@@ -98,7 +103,7 @@ def arithmetic(
     model: str = "faces",
     expression: str = "",
     *,
-    number: Annotated[int, Parameter(name=["--number", "-n"]), COUNT] = 64,
+    number: Annotated[int, Parameter(name=["--number", "-n"]), PICTURED] = 64,
     out: Path = Path("arithmetic.png"),
     seed: Annotated[int, NATURAL] = 0,
     force: Annotated[bool, FLAG] = False,
@@ -130,7 +135,7 @@ def arithmetic(
             save_picture(out, _draw_arithmetic(generator, groups))
             say(f"{out}: {' '.join(f'{sign} {len(names)}' for sign, names, _ in groups)} images")
             return 0
-        sheet = _draw(generator, _read_latents(generator, _first(number), seed))
+        sheet = _draw(generator, _first(generator, number, seed))
         captions = [str(index) for index in range(number)]
         save_picture(out, images.grid(images.caption(images.enlarge(sheet, _SIDE), captions)))
     say(f"{out}: images 0 to {number - 1} of seed {seed}; next, with numbers of your choice:")
@@ -142,7 +147,7 @@ def project(
     model: str,
     *files: Path,
     steps: Annotated[int, COUNT] = 300,
-    starts: Annotated[int, COUNT] = 4,
+    starts: Annotated[int, PICTURED] = 4,
     out: Path = Path("projection"),
     seed: Annotated[int, NATURAL] = 0,
     force: Annotated[bool, FLAG] = False,
@@ -164,6 +169,8 @@ def project(
     with exit_on_error():
         if not files:
             raise UsageError("project needs at least one image file after the model")
+        if len(files) * starts > MAX_PICTURED:
+            raise UsageError(f"--starts times the number of files must be at most {MAX_PICTURED:,}, got {starts:,}")
         pairs, errors, found = (out / name for name in ("pairs.png", "errors.png", "latents.npy"))
         for path in (pairs, errors, found):
             expect_new_file(path, (path.suffix,), force=force)
@@ -177,7 +184,7 @@ def project(
         value_range = images.VALUE_RANGES[generator.config["output"]]
         like = next(generator.parameters())
         targets = images.from_uint8(pixels, value_range).to(like)
-        first = _read_latents(generator, _first(starts), seed).to(like)
+        first = _first(generator, starts, seed).to(like)
         out.mkdir(parents=True, exist_ok=True)
     with exit_on_error(running=True):
         with progress_bar("searching", "step") as progress:
@@ -224,8 +231,11 @@ def save_picture(path: Path, picture: "Tensor") -> None:
     images.save_png(path, picture)
 
 
-def _first(n: int) -> str:
-    return ",".join(map(str, range(n)))
+def _first(generator: "Generator", n: int, seed: int) -> "Tensor":
+    """Return the first latents of a seed `(n, Z)`."""
+    from dcgan.latents import seeded_latents
+
+    return seeded_latents(n, generator.config["latent_dim"], seed=seed, distribution=generator.config["latent"])
 
 
 def _read_latents(generator: "Generator", text: str, seed: int) -> "Tensor":
@@ -237,9 +247,9 @@ def _read_latents(generator: "Generator", text: str, seed: int) -> "Tensor":
         return _load_latents(Path(text), latent_dim)
     picks = []
     for name in text.split(","):
-        match = re.fullmatch(r"\s*(?:(\d+):)?(\d+)\s*", name)
+        match = re.fullmatch(r"\s*(?:(\d{1,20}):)?(\d{1,20})\s*", name)
         if match is None:
-            raise UsageError(f"an image is an index or SEED:INDEX, and several are joined by commas; got {text!r}")
+            raise UsageError(f"an image is an index or SEED:INDEX, and several are joined by commas; got {brief(text)}")
         picks.append((seed if match[1] is None else int(match[1]), int(match[2])))
     return pick_latents(picks, latent_dim, distribution=generator.config["latent"])
 
@@ -249,13 +259,18 @@ def _load_latents(path: Path, latent_dim: int) -> "Tensor":
     import torch
 
     try:
-        latents = torch.from_numpy(np.load(path, allow_pickle=False)).float()
+        array = torch.from_numpy(np.load(path, allow_pickle=False))
     except OSError:
         raise
     except Exception as error:  # ValueError, EOFError, SyntaxError, TokenError, TypeError, ... of a damaged header
         raise UsageError(f"{path} is not a whole .npy file of an array of numbers") from error
-    if latents.dim() != 2 or latents.shape[1] != latent_dim:
-        raise UsageError(f"{path} must hold latents (N, {latent_dim}), got {tuple(latents.shape)}")
+    if array.dim() != 2 or array.shape[1] != latent_dim:
+        raise UsageError(f"{path} must hold latents (N, {latent_dim}), got {tuple(array.shape)}")
+    if array.is_complex():
+        raise UsageError(f"{path} must hold real numbers, got complex ones")
+    latents = array.float()
+    if not latents.isfinite().all():
+        raise UsageError(f"{path} must hold finite numbers, got NaN or infinite ones")
     return latents
 
 

@@ -7,11 +7,12 @@ from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from cyclopts import App, ArgumentCollection, Group, Parameter, Token
+from cyclopts import UNSET, App, ArgumentCollection, Group, Parameter, Token
 from cyclopts.config import Dict
 from cyclopts.validators import Number
 
 from dcgan._choices import AugmentationName, LoggerName
+from dcgan._config import MAX_COUNT, MAX_PICTURED, MAX_SEED, brief
 from dcgan._errors import InputError
 from dcgan.cli._terminal import UsageError, exit_on_error
 from dcgan.recipe import Recipe, field_lines, find_recipe, parse_image_size, read_fields, to_plain, upgrade_fields
@@ -21,23 +22,29 @@ def _read_size(_: Any, tokens: Sequence[Token]) -> int | tuple[int, int]:
     return parse_image_size("x".join(token.value for token in tokens))  # a list in a file is a token per side
 
 
-def _read_integer(_: Any, tokens: Sequence[Token]) -> int | None:
+def _read_integer(_: Any, tokens: Sequence[Token]) -> int:
     word = tokens[0].value
-    if word.lower() in ("none", "null"):
-        return None
     try:
-        return int(word)  # cyclopts itself would round 2.5
+        number = int(word)  # cyclopts itself would round 2.5
     except ValueError:
-        raise InputError(f"expected a whole number, got {word!r}") from None
+        raise InputError(f"expected a whole number, got {brief(word)}") from None
+    if not -MAX_SEED <= number <= MAX_SEED:
+        raise InputError(f"expected a whole number below 2**63, got {brief(number)}")
+    return number
 
 
-def _read_step(_: Any, tokens: Sequence[Token]) -> int | str | None:
+def _read_integer_or_none(_: Any, tokens: Sequence[Token]) -> int | None:
+    return None if tokens[0].value.lower() in ("none", "null") else _read_integer(_, tokens)
+
+
+def _read_step(_: Any, tokens: Sequence[Token]) -> int | str:
     return "best" if tokens[0].value == "best" else _read_integer(_, tokens)
 
 
 FLAG = Parameter(negative=())
 INTEGER = Parameter(converter=_read_integer)
-COUNT = Parameter(converter=_read_integer, validator=Number(gte=1))
+COUNT = Parameter(converter=_read_integer, validator=Number(gte=1, lte=MAX_COUNT))
+PICTURED = Parameter(converter=_read_integer, validator=Number(gte=1, lte=MAX_PICTURED))
 STEP = Parameter(converter=_read_step, metavar="STEP")
 NATURAL = Parameter(converter=_read_integer, validator=Number(gte=0))
 SIZE = Parameter(converter=_read_size, n_tokens=1, negative=(), metavar="SIZE")
@@ -46,7 +53,7 @@ WORDS = Parameter(consume_multiple=True, negative=(), show_default=False)
 # What cyclopts cannot derive from the type of a field.
 _PARAMETERS: dict[Any, Parameter] = {
     int: INTEGER,
-    int | None: INTEGER,
+    int | None: Parameter(converter=_read_integer_or_none),
     int | tuple[int, int] | None: SIZE,
     tuple[str, ...]: WORDS,
     tuple[LoggerName, ...]: Parameter(consume_multiple=True, negative_iterable="no-", show_default=False),
@@ -77,10 +84,11 @@ else:
 def read_recipe_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Take options that the command line does not give from --recipe, or from the recipe of --resume or --from."""
     given = {
-        argument.name.removeprefix("--").replace("-", "_"): argument.tokens[-1].value
-        or str(argument.tokens[-1].implicit_value)
+        argument.name.removeprefix("--").replace("-", "_"): str(
+            token.value if token.implicit_value is UNSET else token.implicit_value
+        )
         for argument in arguments
-        if argument.tokens
+        for token in argument.tokens[-1:]
     }
     with exit_on_error():
         path = _find_recipe_file(given)
@@ -124,6 +132,8 @@ def _find_recipe_file(given: dict[str, str]) -> Path | None:
         if "config" in given:
             return find_recipe(Path(given["config"]))  # which is never a name
         return find_recipe(given["recipe"]) if sources else None
+    if not given[runs[0]]:
+        raise UsageError(f"--{runs[0]} takes the folder of a run, got ''")
     path = Path(given[runs[0]], "recipe.yaml")
     if not path.is_file():
         raise UsageError(f"{path.parent} is not the folder of a run: it has no recipe.yaml")

@@ -10,7 +10,7 @@ from dcgan._allocator import keep_memory
 from dcgan._choices import DatasetName
 from dcgan.cli._arguments import expect_unconditional
 from dcgan.cli._latents import expect_new_file, load_unconditional, save_picture
-from dcgan.cli._options import COUNT, FLAG, NATURAL, WORDS
+from dcgan.cli._options import FLAG, NATURAL, PICTURED, WORDS
 from dcgan.cli._terminal import UsageError, exit_on_error, say
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ def features(
     *,
     stage: str | None = None,
     feature: Annotated[tuple[int, ...], WORDS] = (0, 1, 2, 3, 4, 5),
-    patches: Annotated[int, COUNT] = 6,
+    patches: Annotated[int, PICTURED] = 6,
     data: DatasetName | None = None,
     root: Path | None = None,
-    number: Annotated[int, Parameter(name=["--number", "-n"]), COUNT] = 2000,
+    number: Annotated[int, Parameter(name=["--number", "-n"]), PICTURED] = 2000,
     out: Path = Path("features.png"),
     seed: Annotated[int, NATURAL] = 0,
     force: Annotated[bool, FLAG] = False,
@@ -132,7 +132,7 @@ def dropout(
     *,
     marks: Path,
     stage: str | None = None,
-    number: Annotated[int, Parameter(name=["--number", "-n"]), COUNT] = 16,
+    number: Annotated[int, Parameter(name=["--number", "-n"]), PICTURED] = 16,
     out: Path = Path("dropout.png"),
     seed: Annotated[int, NATURAL] = 0,
     force: Annotated[bool, FLAG] = False,
