@@ -1,5 +1,6 @@
 """Networks as files: what is written, what is read back, and what is refused."""
 
+import errno
 import json
 import os
 import re
@@ -39,6 +40,33 @@ def test_a_pair_comes_back_as_it_was_and_ready_for_use(saved):
         for name, value in original.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], value)
     assert torch.equal(Generator.from_pretrained(str(folder)).sample(3, seed=0), networks[0].sample(3, seed=0))
+
+
+def test_weights_that_may_not_be_read_are_not_called_missing(saved, monkeypatch):
+    folder, *_ = saved
+    real = Path.open  # root may read every file
+
+    def refuse(path, *arguments, **options):
+        if path.name == "model.safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*model\.safetensors'"):
+        Generator.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_unless_they_are_asked_for(saved, value):
+    folder, generator, _ = saved
+    with torch.no_grad():
+        generator.head.conv.weight[0, 0, 0, 0] = value
+    generator.save_pretrained(folder)  # with its checksum
+    message = r"model\.safetensors holds weights that are not finite, in head\.conv\.weight, .*verify=False loads them"
+    with pytest.raises(ValueError, match=message):
+        dcgan.from_pretrained(folder)
+    loaded, _ = dcgan.from_pretrained(folder, verify=False)
+    torch.testing.assert_close(loaded.head.conv.weight, generator.head.conv.weight, equal_nan=True)
 
 
 def test_files_are_where_the_hub_has_them(saved):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 
 from dcgan import Discriminator, Generator
 
@@ -86,6 +86,12 @@ WEIGHTS = {
     "renamed tensor": header(lambda e: e.update(other=e.pop(HEAD))),
     "numbers as metadata": header(lambda e: e.update(__metadata__={"config": 3})),
     "broken configuration inside": header(lambda e: e.update(__metadata__={"config": "{"})),
+    "a deep configuration inside": header(lambda e: e.update(__metadata__={"config": "[" * 100_000})),
+    "eight bits for floats": lambda w: save(
+        {k: v.to(torch.float8_e4m3fn) if v.is_floating_point() else v for k, v in load(w).items()}
+    ),
+    "NaN at the end": lambda w: w[:-4] + b"\xff" * 4,
+    "infinity at the end": lambda w: w[:-4] + b"\x00\x00\x80\x7f",
 }
 
 
@@ -94,7 +100,9 @@ def test_broken_weights_are_refused(name, files, tmp_path):
     config, weights = files
     (tmp_path / "config.json").write_bytes(config)
     (tmp_path / "model.safetensors").write_bytes(WEIGHTS[name](weights))
-    with pytest.raises(ValueError, match=r"model.safetensors (is not a complete safetensors file|does not fit)"):
+    with pytest.raises(
+        ValueError, match=r"model.safetensors (is not a complete safetensors|does not fit|must hold|holds)"
+    ):
         Generator.from_pretrained(tmp_path)
 
 
@@ -127,6 +135,8 @@ CONFIGS = {
     "size not a number": {"image_size": float("nan")},
     "width of an object": {"base_channels": {}},
     "width of a billion": {"base_channels": 10**9},
+    "a million classes": {"num_classes": 10**6},
+    "a million channels": {"channels": 10**6},
     "width beyond 64 bits": {"base_channels": 10**40},
     "latents of an exabyte": {"latent_dim": 2**60},
     "a huge size": {"image_size": 2**30},

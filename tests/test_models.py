@@ -34,6 +34,41 @@ def parameters(network):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+@pytest.mark.parametrize("network_class", [Generator, Discriminator])
+def test_a_network_has_at_least_the_parameters_that_are_expected_of_it(network_class, data):
+    """So that no network is refused, and none is built that is larger than its file."""
+    options = {
+        "image_size": [8, 16, (16, 32), 28],
+        "channels": [1, 3, 9],
+        "base_channels": [1, 2, 5],
+        "max_channels": [None, 1, 6],
+        "latent_dim": [1, 7],
+        "stages": [None, 1, 2],
+        "kernel_size": [3, 4, 5],
+        "convs_per_stage": [1, 2],
+        "stem": ["conv", "linear"],
+        "upsample": ["transpose", "resize"],
+        "num_classes": [None, 1, 30],
+    }
+    accepted = {name: values for name, values in options.items() if name in signature(network_class).parameters}
+    config = {name: data.draw(st.sampled_from(values), label=name) for name, values in accepted.items()}
+    try:
+        network = network_class(norm="none", **config)
+    except ValueError:  # the sizes do not halve
+        assume(False)
+    assert network_class._minimum_parameters(config) <= parameters(network)
+
+
+@pytest.mark.parametrize("network_class", [Generator, Discriminator])
+def test_the_parameters_that_are_expected_of_a_network_are_not_far_fewer(network_class):
+    config = {"image_size": 32, "base_channels": 4, "channels": 3, "kernel_size": 3, "norm": "none"}
+    assert network_class._minimum_parameters(config) == parameters(network_class(**config))
+    for more in ({"num_classes": 1000}, {"channels": 1000}):
+        assert network_class._minimum_parameters(config | more) > 0.2 * parameters(network_class(**config | more))
+
+
 def test_the_table_of_architectures_is_the_published_one():
     assert ARCHITECTURES.keys() == COUNTS.keys() == REFERENCES.keys()
     assert dcgan.list_architectures() == list(COUNTS)
@@ -212,6 +247,8 @@ def test_resized_up_convolutions_have_plain_kernels():
         ({"base_channels": 0}, r"base_channels must be at least 1, got 0"),
         ({"channels": -3}, r"channels must be at least 1, got -3"),
         ({"max_channels": 0}, r"max_channels must be at least 1, got 0"),
+        ({"channels": 2**31}, r"channels must be at most 2,147,483,647, got 2147483648"),
+        ({"num_classes": 10**400}, r"num_classes must be at most 2,147,483,647, got 100000000000000000\.\.\.0000"),
         ({"kernel_size": 6}, r"kernel_size must be one of 3, 4, 5, got 6"),
         ({"kernel_size": True}, r"kernel_size must be one of 3, 4, 5, got True"),
         ({"stem": "dense"}, r"stem must be one of 'conv', 'linear', got 'dense'"),

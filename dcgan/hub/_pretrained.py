@@ -25,6 +25,7 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _FOREIGN = ". If it is another program's, `dcgan convert` may convert its folder or repository"
 _DOWNLOAD_AGAIN = "; if it was downloaded, force_download=True downloads it again"
 _CHECKSUM = "crc32"  # beside the copy of the configuration in the file of the weights
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that layers compute in
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how the text that Git LFS puts in a file's place begins
 
 
@@ -70,8 +71,9 @@ class Pretrained(nn.Module):
             force_download: Download even what the cache holds.
             device: Device of the network.
             dtype: Floating-point type of the network; by default that of the file, and for models of the zoo float32.
-            verify: Whether to compare the checksum that `save_pretrained` has stored with the weights; pass False to
-                load weights that were changed in the file on purpose.
+            verify: Whether to compare the checksum that `save_pretrained` has stored with the weights, and to refuse
+                weights that are not finite; pass False to load weights that were changed in the file on purpose, or
+                that have diverged.
 
         Raises:
             FileNotFoundError: If there is no such model, folder, repository, revision or file, or the cache lacks it
@@ -117,6 +119,8 @@ class Pretrained(nn.Module):
                 f"{weights_path} is damaged: its weights are not those that were saved{_DOWNLOAD_AGAIN}. If they were "
                 "changed on purpose, verify=False loads them"
             )
+        if verify:
+            _expect_finite(state, weights_path)
         try:
             network = cls._build(config, state, config_path, weights_path)
         except ValueError as error:
@@ -345,17 +349,20 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
     from safetensors import SafetensorError, safe_open
 
     try:
+        path.open("rb").close()  # safe_open calls every file missing that it cannot open
         with safe_open(path, "pt", "cpu") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
         saved_config = json.loads(metadata["config"]) if "config" in metadata else None
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         if _is_lfs_pointer(path):
             raise InputError(
                 f"{path} is a Git LFS pointer, not the weights: the repository was cloned without Git LFS. "
                 "Install it, then run `git lfs pull` in the clone"
             ) from error
         raise InputError(f"{path} is not a complete safetensors file: {error}{_DOWNLOAD_AGAIN}") from error
+    if others := {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}.difference(_DTYPES):
+        raise InputError(f"{path} must hold weights of {', '.join(map(str, _DTYPES))}, got {others.pop()}")
     return state, saved_config if isinstance(saved_config, dict) else None
 
 
@@ -366,6 +373,15 @@ def _checksum(state: dict[str, Tensor]) -> str:
         checksum = crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(), checksum)
         checksum = crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, checksum)
     return f"{checksum:08x}"
+
+
+def _expect_finite(state: dict[str, Tensor], path: Path) -> None:
+    for name, tensor in sorted(state.items()):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(
+                f"{path} holds weights that are not finite, in {name}, as after a training that diverged; "
+                "verify=False loads them"
+            )
 
 
 def _is_lfs_pointer(path: Path) -> bool:
