@@ -1,6 +1,7 @@
 """Figures of quality: against closed forms and torch-fidelity, and what the classifier's features tell apart."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -249,6 +250,7 @@ def test_any_module_or_function_takes_its_place(tmp_path, monkeypatch, digits):
         "network.train()\n"
         "def means(images): return images.mean((2, 3))\n"
         "def maps(images): return images\n"
+        "def pairs(images, others): return images\n"
     )
     monkeypatch.chdir(tmp_path)
     images = digits[:5]
@@ -260,6 +262,12 @@ def test_any_module_or_function_takes_its_place(tmp_path, monkeypatch, digits):
     torch.testing.assert_close(FeatureExtractor("my_networks:means")(images), expected.mean(1, keepdim=True))
     with pytest.raises(ValueError, match=r"maps must return features \(5, F\) .* got \(5, 1, 32, 32\)"):
         FeatureExtractor("my_networks:maps")(images)
+    for name in ("my_networks:pairs", "os:system", "math:floor"):
+        with pytest.raises(ValueError, match=rf"{name} does not take images \(N, K, H, W\) as its only argument: "):
+            FeatureExtractor(name)(images)
+    for name in (":", "os:", ":network", ".my_networks:network", "os..path:join"):
+        with pytest.raises(ValueError, match=rf"features of your own are MODULE:NAME, .* got '{re.escape(name)}'"):
+            FeatureExtractor(name)
 
 
 class Payload:

@@ -69,7 +69,7 @@ class FeatureExtractor:
         """Return the features `(N, F)` of uint8 images `(N, K, H, W)`, in float32, on the CPU.
 
         Raises:
-            ValueError: If the images are of another type, or the network returns another shape.
+            ValueError: If the images are of another type, or the network does not take them, or returns another shape.
         """
         return self.extract(images, batch_size=batch_size)[0]
 
@@ -89,7 +89,12 @@ class FeatureExtractor:
         images = images.to(self._device)
         if self._is_rgb:
             images = images[:, :3].expand(-1, 3, -1, -1)
-        found = self._network(images if self._is_rgb else from_uint8(images))
+        try:
+            found = self._network(images if self._is_rgb else from_uint8(images))
+        except (TypeError, ValueError) as error:
+            if ":" not in self.name:
+                raise
+            raise InputError(f"{self.name} does not take images (N, K, H, W) as its only argument: {error}") from error
         outputs = found if isinstance(found, tuple) else (found,)
         for output in outputs:
             if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(images):
@@ -100,6 +105,8 @@ class FeatureExtractor:
 
 def _import(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
+    if "" in (*module_name.split("."), attribute):
+        raise InputError(f"features of your own are MODULE:NAME, such as package.module:function, got {name!r}")
     sys.path.insert(0, "")  # the working directory, which an installed command does not search
     try:
         module = importlib.import_module(module_name)
