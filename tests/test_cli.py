@@ -572,6 +572,12 @@ def test_errors_have_their_exit_codes(error, before, running):
         assert type(caught.value) is expected
 
 
+def test_control_characters_in_a_name_do_not_reach_the_terminal(dcgan_says):
+    code, _, err = dcgan_says("show", "\x1b]0;X\x07\x1b[31mred")
+    assert (code, "\x1b" in err, "\x07" in err) == (2, False, False)
+    assert r"\x1b]0;X\x07\x1b[31mred" in err
+
+
 def test_arguments_are_called_what_was_typed():
     message = "image_size must be a multiple of 16: see 'my image_size.png', image_size=3 and runs/batch_size"
     with pytest.raises(UsageError) as caught, exit_on_error():

@@ -110,7 +110,7 @@ class _ProgressBarHandler(logging.Handler):
             return
         from tqdm import tqdm
 
-        tqdm.write(record.getMessage(), file=sys.stderr)
+        tqdm.write(_printable(record.getMessage()), file=sys.stderr)
 
 
 @contextmanager
@@ -186,7 +186,7 @@ def say(text: str, *, error: bool = False) -> None:
     """
     if process_rank() and not error:
         return
-    stream = sys.stderr if error else sys.stdout
+    text, stream = _printable(text), sys.stderr if error else sys.stdout
     try:
         try:
             print(text, file=stream, flush=True)
@@ -205,6 +205,11 @@ def has_lost_output() -> bool:
     lost = bool(_lost_output)
     _lost_output.clear()
     return lost
+
+
+def _printable(text: str) -> str:
+    """Write control characters, which the name of a file may hold, as escapes: a terminal would obey them."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def say_table(rows: Sequence[Sequence[str]]) -> None:
