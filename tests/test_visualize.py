@@ -454,6 +454,10 @@ def seeded(*indices):
         ("dropout MODEL --marks words.csv", "words.csv must have the line index,left,top,right,bottom, then whole num"),
         ("dropout MODEL --marks head.csv", "head.csv has no boxes"),
         ("dropout MODEL --marks far.csv", r"each box must be .* within 1 images of 16x24, got \(0, 0, 0, 25, 4\)"),
+        (
+            "dropout MODEL --marks late.csv",
+            r"late.csv must mark images of an index in \[0, 2\*\*63\), got 4 to 18446744073709551615",
+        ),
         ("dropout MODEL --marks far.csv --stage 16x24", "--stage must be one of 4x6, 8x12, got '16x24'"),
     ],
 )
@@ -466,6 +470,7 @@ def test_mistakes_are_named(small, tmp_path, capsys, arguments, message):
     (tmp_path / "words.csv").write_text("index,left\n1,two\n")
     (tmp_path / "head.csv").write_text("index,left,top,right,bottom\n")
     (tmp_path / "far.csv").write_text("index,left,top,right,bottom\n4,0,0,25,4\n")
+    (tmp_path / "late.csv").write_text(f"index,left,top,right,bottom\n4,0,0,4,4\n{2**64 - 1},0,0,4,4\n")
     words = [str(small) if word == "MODEL" else word for word in arguments.split()]
     assert re.search(message, visualize(capsys, *words, code=2))
     assert not list(tmp_path.glob("*.png"))

@@ -8,6 +8,7 @@ from cyclopts import App, Parameter
 
 from dcgan._allocator import keep_memory
 from dcgan._choices import DatasetName
+from dcgan._config import MAX_SEED
 from dcgan.cli._arguments import expect_unconditional
 from dcgan.cli._latents import expect_new_file, load_unconditional, save_picture
 from dcgan.cli._options import FLAG, NATURAL, PICTURED, WORDS
@@ -172,6 +173,10 @@ def dropout(
             raise UsageError(f"--stage must be one of {', '.join(names)}, got {name!r}")
         layer = generator.blocks[name]
         indices, masks = (_read_masks if marks.is_dir() else _read_boxes)(marks, sides(generator.config))
+        if not 0 <= min(indices) <= max(indices) <= MAX_SEED:
+            raise UsageError(
+                f"{marks} must mark images of an index in [0, 2**63), got {min(indices)} to {max(indices)}"
+            )
 
         latent_dim, distribution = generator.config["latent_dim"], generator.config["latent"]
         z = pick_latents([(seed, index) for index in indices], latent_dim, distribution=distribution)
