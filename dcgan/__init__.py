@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from dcgan.trainer import Trainer
     from dcgan.zoo import list_models
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _MODULES = {
     "Discriminator": "dcgan.models",
