@@ -302,7 +302,7 @@ def measures(row: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
 
 def table(rows: list[dict[str, Any]], name: str) -> str:
     """Format the runs on a set as Markdown: medians of the seeds, of what each claim is about as multiples of ours."""
-    lines = ["| without | the paper | distance | moves | half-way | beside ours | |", "|---|---|---|---|---|---|---|"]
+    lines = ["| variant | the paper | distance | moves | half-way | beside ours | |", "|---|---|---|---|---|---|---|"]
     ours = {row["seed"]: row for row in rows if (row["set"], row["variant"]) == (name, OURS)}
     for variant in VARIANTS:
         runs = [row for row in rows if (row["set"], row["variant"]) == (name, variant.name) and row["seed"] in ours]
