@@ -102,7 +102,8 @@ class StepMonitor:
         _widen(self._real_range, real_range)
         _widen(self._fake_range, fake_range)
         share_finite, variety = finite.float(), self._measure_variety(real.float(), fake.float())
-        average([share_finite, variety, *metrics.values()])
+        # The mean image too, so that the state of any process is that of all.
+        average([share_finite, variety, *metrics.values(), *([] if self._centre is None else [self._centre])])
         nonfinite = share_finite < 1
         self._first_nonfinite.copy_(torch.where((self._first_nonfinite < 0) & nonfinite, step, self._first_nonfinite))
         if len(variety):
