@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dcgan._errors import InputError
+
 _WINDOWS = os.name == "nt"
 _RETRY_DELAYS = [0.01 * 2**attempt for attempt in range(8)]  # seconds: 2.5 in all
 
@@ -50,9 +52,16 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = True) -> Itera
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a log with one JSON object a line, without a line that a killed process left half written."""
+    """Read a log with one JSON object a line, without a line that a killed process left half written.
+
+    Raises:
+        ValueError: If another line is not JSON.
+    """
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    try:
+        return [json.loads(line) for line in lines if line.endswith("}\n")]
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not a log of one JSON object a line: {error}") from error
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -123,3 +123,11 @@ def test_the_command_prints_the_table_of_its_file(tmp_path, monkeypatch, capsys)
     assert json.loads(capsys.readouterr().out) == read_json_lines(out)
     assert cli.main([*command, "--sets", "digits"]) == 2
     assert "a set must be NAME:SIZE" in capsys.readouterr().err
+
+
+def test_a_log_of_something_else_is_refused_before_anything_is_trained(tmp_path, capfd):
+    (tmp_path / "rows.jsonl").write_text("garbage}\n")
+    arguments = ["--suite", "robustness", "--short", "--sets", "digits:32", "--out", str(tmp_path / "rows.jsonl")]
+    assert cli.main(["bench", *arguments]) == 2
+    assert "rows.jsonl is not a log of one JSON object a line" in capfd.readouterr().err
+    assert (tmp_path / "rows.jsonl").read_text() == "garbage}\n"
