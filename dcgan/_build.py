@@ -203,17 +203,9 @@ def _load_network(cls: type[N], name: str) -> N:
     return network
 
 
-# What the state of a run holds, each with its type; what versions before 0.3 had not yet written is left out there.
-_STATE = {
-    "trainer": dict,
-    "images": int,
-    "sums": dict,
-    "counts": dict,
-    "figures": dict,
-    "recipe": str,
-    "fingerprint": str,
-}
-_STATE |= {"configs": dict}
+# What the state of a run holds, by type; and what it has held only since 0.3.
+_STATE = {"trainer": dict, "images": int, "sums": dict, "counts": dict}
+_STATE_SINCE_0_3 = {"figures": dict, "recipe": str, "fingerprint": str, "configs": dict}
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -223,14 +215,12 @@ def load_state(path: Path) -> dict[str, Any]:
         ValueError: As `checkpoint.load`, or if it is the state of something else.
     """
     state = checkpoint.load(path)
-    parts = state.get("trainer", {})
-    networks = [parts.get(name) if isinstance(parts, dict) else None for name in ("generator", "discriminator")]
-    wrong = [name for name, value in state.items() if not isinstance(value, _STATE.get(name, object))]
-    wrong += [name for name in ("trainer", "images", "sums", "counts") if name not in state]
-    if wrong or not all(isinstance(network, dict) for network in networks):
-        raise InputError(
-            f"{path} is not the state of a run: it lacks {', '.join(wrong) or 'networks'}, or has other things in place"
-        )
+    expected = _STATE | {name: kind for name, kind in _STATE_SINCE_0_3.items() if name in state}
+    wrong = [name for name, kind in expected.items() if not isinstance(state.get(name), kind)]
+    if "trainer" not in wrong:
+        wrong += [part for part in ("generator", "discriminator") if not isinstance(state["trainer"].get(part), dict)]
+    if wrong:
+        raise InputError(f"{path} is not the state of a run: it lacks {', '.join(wrong)}, or has other things in place")
     return state
 
 

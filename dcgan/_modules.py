@@ -53,12 +53,17 @@ def _leaves(value: object) -> Iterator[object]:
         yield value
 
 
+def stop_training(module: nn.Module) -> None:
+    """Put a module into evaluation mode, not by its `eval`, which in some adapters merges their weights into others."""
+    for part in module.modules():
+        part.training = False
+
+
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode, and on exit every submodule back into its previous mode."""
     modes = [(part, part.training) for part in module.modules()]
-    for part, _ in modes:
-        part.training = False  # not by eval(), which in some adapters changes the weights
+    stop_training(module)
     try:
         yield
     finally:

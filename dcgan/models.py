@@ -27,7 +27,7 @@ from dcgan._choices import (
 )
 from dcgan._config import minimum_parameters, pyramid, sides, validate_config
 from dcgan._errors import InputError
-from dcgan._modules import copy_module
+from dcgan._modules import copy_module, stop_training
 from dcgan.architectures import ARCHITECTURES
 from dcgan.drawing import to_html
 from dcgan.ema import BATCH_NORMS
@@ -314,8 +314,7 @@ class Generator(_Network):
             network = fuse_batchnorm(self).to(dtype)
         else:
             network = copy_module(self, share=share)
-            for module in network.modules():
-                module.training = False  # not by eval(), which in some adapters changes the weights, here shared
+            stop_training(network)
 
         @torch.no_grad()
         def images(first: int) -> Tensor:

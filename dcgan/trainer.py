@@ -25,7 +25,7 @@ from dcgan._choices import (
 from dcgan._cuda_graphs import CudaGraphStep, can_compile
 from dcgan._devices import device_defaults, to_memory_format
 from dcgan._errors import InputError
-from dcgan._modules import copy_module
+from dcgan._modules import copy_module, stop_training
 from dcgan._monitor import StepMonitor
 from dcgan._precision import autocast, grad_scaler
 from dcgan._random import global_seed
@@ -564,8 +564,7 @@ class Trainer(Generic[G, D]):
 def _still_copy(network: G) -> G:
     """Return a copy with the same parameters, which no optimiser updates, in evaluation mode."""
     still = copy_module(network).requires_grad_(requires_grad=False)
-    for module in still.modules():
-        module.training = False  # not by eval(), which in some adapters merges their weights into others
+    stop_training(still)
     return still
 
 
