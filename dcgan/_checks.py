@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 from dcgan import _optim
 from dcgan._choices import CompileMode, Distribution, LossName, Precision, Schedule
-from dcgan._config import whole_number
 from dcgan._distributed import process_count
 from dcgan._errors import InputError
+from dcgan._numbers import whole_number
 from dcgan.ema import BATCH_NORMS
 from dcgan.images import VALUE_RANGES
 from dcgan.latents import LatentSampler

@@ -16,9 +16,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dcgan._choices import Distribution
-from dcgan._config import brief
 from dcgan._errors import InputError
 from dcgan._modules import eval_mode
+from dcgan._numbers import brief
 
 Interpolation = Callable[[Tensor, Tensor, float | Tensor], Tensor]
 """Goes from one latent to another: a function of both and of the share of the way, such as `lerp` and `slerp`."""

@@ -40,8 +40,8 @@ from dcgan._choices import (
     StemNorm,
     Upsample,
 )
-from dcgan._config import MAX_COUNT, MAX_PICTURED, MAX_SEED, brief
 from dcgan._errors import InputError
+from dcgan._numbers import MAX_COUNT, MAX_PICTURED, MAX_SEED, brief
 from dcgan.architectures import ARCHITECTURES
 
 _A_FIELD = "lines such as 'steps: 1000'"

@@ -8,7 +8,7 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 import pytest
 
 from dcgan import cli
-from dcgan._config import MAX_COUNT, MAX_PICTURED, brief
+from dcgan._numbers import MAX_COUNT, MAX_PICTURED, brief
 from dcgan.cli import _train, _visualize
 from dcgan.cli._options import RecipeOptions
 

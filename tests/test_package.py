@@ -20,7 +20,7 @@ MODULES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in S
 
 # Each module may import those above it.
 ORDER = """
-    _allocator _choices _compat _devices _errors _config _files _log _loggers _modules _precision _random
+    _allocator _choices _compat _devices _errors _numbers _config _files _log _loggers _modules _precision _random
     latents losses augment images metrics._classifier metrics._extractors metrics ema features
     _distributed _cuda_graphs _optim _checks _monitor
     architectures checkpoint recipe

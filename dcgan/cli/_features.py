@@ -10,8 +10,8 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from dcgan._choices import Precision
-from dcgan._config import MAX_PICTURED
 from dcgan._labelled import LabelledImages, LabelledName
+from dcgan._numbers import MAX_PICTURED
 from dcgan.cli import _processes
 from dcgan.cli._arguments import expect_new, expect_unconditional, load_generator, write_json
 from dcgan.cli._options import COUNT, FLAG, INTEGER, NATURAL

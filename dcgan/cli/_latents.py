@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from dcgan._allocator import keep_memory
-from dcgan._config import MAX_PICTURED, brief
+from dcgan._numbers import MAX_PICTURED, brief
 from dcgan.cli._arguments import expect_new, expect_unconditional, load_generator
 from dcgan.cli._options import COUNT, FLAG, NATURAL, PICTURED
 from dcgan.cli._terminal import UsageError, exit_on_error, progress_bar, say, say_table

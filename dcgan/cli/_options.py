@@ -12,8 +12,8 @@ from cyclopts.config import Dict
 from cyclopts.validators import Number
 
 from dcgan._choices import AugmentationName, LoggerName
-from dcgan._config import MAX_COUNT, MAX_PICTURED, MAX_SEED, brief
 from dcgan._errors import InputError
+from dcgan._numbers import MAX_COUNT, MAX_PICTURED, MAX_SEED, brief
 from dcgan.cli._terminal import UsageError, exit_on_error
 from dcgan.recipe import Recipe, field_lines, find_recipe, parse_image_size, read_fields, to_plain, upgrade_fields
 

@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 
 from dcgan._allocator import keep_memory
 from dcgan._choices import DatasetName
-from dcgan._config import MAX_SEED
+from dcgan._numbers import MAX_SEED
 from dcgan.cli._arguments import expect_unconditional
 from dcgan.cli._latents import expect_new_file, load_unconditional, save_picture
 from dcgan.cli._options import FLAG, NATURAL, PICTURED, WORDS
