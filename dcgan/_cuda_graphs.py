@@ -22,6 +22,7 @@ Step = Callable[..., dict[str, Tensor]]
 
 WARM_UP_CALLS = 3  # before the capture: libraries choose kernels and optimisers make their state in the first ones
 MAX_GRAPHS = 8
+_MANY_KINDS = 4 * MAX_GRAPHS
 
 
 class CudaGraphStep:
@@ -53,7 +54,7 @@ class CudaGraphStep:
         self._calls: dict[Hashable, int] = {}  # by thread and key: libraries have handles for each thread
         self._graphs: dict[Hashable, _Replay] = {}
         self._refused: set[Hashable] = set()
-        self._reasons: set[str] = set()
+        self._warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy captures its own graphs: these belong to this process and to the tensors of this step.
@@ -79,7 +80,7 @@ class CudaGraphStep:
     def reset(self) -> None:
         """Drop all graphs, and try refused keys again: something that a step reads or writes has moved."""
         self._drop_graphs()
-        self._refused, self._reasons = set(), set()
+        self._refused, self._warned = set(), set()
 
     def _drop_graphs(self) -> None:
         # A pool without graphs cannot be used again.
@@ -89,6 +90,12 @@ class CudaGraphStep:
         if len(self._calls) > 100 * MAX_GRAPHS:
             self._calls = {}  # keys that never recur, such as those of a changing learning rate
         self._calls[key] = self._calls.get(key, 0) + 1
+        if len(self._calls) == _MANY_KINDS:
+            self._warn(
+                f"{_MANY_KINDS} kinds of steps have come, each of which needs a CUDA graph of its own: if the learning "
+                "rate changes at every step, pass it as a tensor on the device, lr=torch.tensor(2e-4, device='cuda') "
+                "with capturable=True"
+            )
         return self._calls[key]
 
     def _capture_for(self, key: Hashable, mode: Hashable, tensors: tuple[Tensor, ...]) -> None:
@@ -109,9 +116,12 @@ class CudaGraphStep:
 
     def _refuse(self, key: Hashable, reason: str) -> None:
         self._refused.add(key)
-        if reason not in self._reasons:
-            self._reasons.add(reason)
-            logger.warning("steps of this kind run without a CUDA graph: they cannot be captured (%s)", reason)
+        self._warn(f"steps of this kind run without a CUDA graph: they cannot be captured ({reason})")
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning("%s", message)
 
     @contextmanager
     def warm_up(self, *, is_last: bool) -> Iterator[list[str]]:

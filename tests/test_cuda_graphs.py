@@ -138,13 +138,15 @@ def test_settings_of_any_kind_are_told_apart():
     assert_same(captured, plain)
 
 
-def test_a_learning_rate_that_changes_at_every_step_is_never_recorded():
+def test_a_learning_rate_that_changes_at_every_step_is_never_recorded_and_the_cure_is_logged_once(caplog):
     captured, plain = trainer_of(captured=True), trainer_of(captured=False)
-    for index, real in enumerate(batches(20)):
+    for index, real in enumerate(batches(40)):
         for trainer in (captured, plain):
             trainer.g_optimizer.param_groups[0]["lr"] = 1e-3 / (index + 1)
             trainer.step(real)
+        assert ("32 kinds of steps" in caplog.text) == (index >= 31)
     assert not captured._cuda_graphs._graphs
+    assert caplog.text.count("pass it as a tensor on the device") == 1
     assert_same(captured, plain)
 
 
