@@ -17,6 +17,8 @@ from dcgan.models import Discriminator, Generator
 
 Network = TypeVar("Network", Generator, Discriminator)
 
+# Programs that read pictures as OpenCV does, so that their networks make and take blue, green and red.
+_BGR_PROGRAMS = {"mmgeneration"}
 # What other programs call arguments of ours in their configurations.
 _CONFIG_NAMES = {"latent_dim": "latent_dim", "image_size": "image_size", "num_channels": "channels"}
 
@@ -80,6 +82,8 @@ def build(
     state, remarks, described = _match_tensors(chain, network)
     expect_fit(state, network.state_dict(), f"{name} does not fit {inferred}")
     network.load_state_dict(state)
+    if reverses := found.layout in _BGR_PROGRAMS and network.config["channels"] == 3:
+        _reverse_channels(network)
     notes.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in inferred.items() if v is not None))
     if network_class is Generator and found.layout != "authors":
         fixed = given.keys() | ({"activation"} if "slope" in given else set())
@@ -91,6 +95,8 @@ def build(
     why = dict.fromkeys(found.known, f" (as in {found.layout})") | dict.fromkeys(given, " (given)")
     assumed = ", ".join(f"{k} {v}{why.get(k, '')}" for k, v in hidden.items())
     remarks = [f"not shown by the weights, so assumed: {assumed}", _describe_assumptions(chain), *remarks]
+    if reverses:
+        remarks.append(f"channels reversed: {found.layout} reads pictures as BGR, and these networks are for RGB")
     tensors = [tensor for layer in (*chain.layers, *filter(None, chain.norms)) for tensor in layer.tensors.values()]
     if dtypes := {tensor.dtype for tensor in tensors} - {torch.float32, torch.int64}:
         remarks.append(f"converted {', '.join(sorted(map(str, dtypes)))} to float32")
@@ -98,6 +104,15 @@ def build(
     lines += described
     result: Network = network.eval()
     return result
+
+
+def _reverse_channels(network: Generator | Discriminator) -> None:
+    conv: Any = network.head.conv if isinstance(network, Generator) else next(iter(network.blocks.values())).conv
+    with torch.no_grad():
+        # A transposed convolution has its outputs where the discriminator's convolution has its inputs.
+        conv.weight.copy_(conv.weight.flip(1))
+        if isinstance(network, Generator) and conv.bias is not None:
+            conv.bias.copy_(conv.bias.flip(0))
 
 
 def _match_tensors(chain: Chain, network: Any) -> tuple[dict[str, Tensor], list[str], list[str]]:

@@ -20,7 +20,7 @@ from dcgan.data import cache_folder
 from dcgan.hub._pretrained import CONFIG, WEIGHTS
 from dcgan.zoo import Model, RemoteFile
 
-_CONVERSION = 1  # part of the name in the cache: raise it when the same files are to give another network
+_CONVERSION = 2  # part of the name in the cache: raise it when the same files are to give another network
 _SECONDS_OF_SILENCE = 30.0
 
 logger = logging.getLogger(__name__)
