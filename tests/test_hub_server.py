@@ -103,6 +103,30 @@ result["outside"] = attempt(G, "me/g", subfolder="../ema")
     raised(ran.result["outside"], ValueError, r"^subfolder must be a relative path without '\.\.'.*got '../ema'")
 
 
+def test_a_model_of_the_zoo_that_is_too_large_for_the_package_comes_from_the_hub(hub, tmp_path):
+    old, new = Generator(latent_dim=5, **TINY), Generator(latent_dim=6, **TINY)
+    discriminator = Discriminator(**TINY)
+    commit = hub.add("us/large", files(tmp_path / "old", old, discriminator))
+    hub.add("us/large", files(tmp_path / "new", new))
+    code = f"""
+from dcgan import zoo
+
+facts = dict.fromkeys(("description", "licence", "data", "terms", "source"), "") | {{"figures": {{}}}}
+record = zoo.Model("large", image_size=[16, 48], channels=1, repository="us/large", revision="{commit}", **facts)
+zoo._records = lambda: {{"large": record}}
+generator, discriminator = dcgan.from_pretrained("large")
+result["networks"] = digest(generator), digest(discriminator)
+result["cached"] = digest(dcgan.Generator.from_pretrained("large", local_files_only=True))
+result["on board"] = record.on_board
+import dcgan.cli
+
+result["verified"] = dcgan.cli.main(["models", "--verify"])
+"""
+    result = client(hub, code, home=tmp_path / "home").result
+    assert result["networks"] == [digest(old), digest(discriminator)]
+    assert (result["cached"], result["on board"], result["verified"]) == (digest(old), False, 0)
+
+
 NO_CONNECTION = """
 import socket
 tried, slept = [], []

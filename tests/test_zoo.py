@@ -1,5 +1,6 @@
 """The zoo: every record against its files, and models of others, fetched from a server that may fail."""
 
+import dataclasses
 import hashlib
 import logging
 import multiprocessing
@@ -13,19 +14,28 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import torch
-from original_networks import AuthorsDiscriminator, AuthorsGenerator, TutorialGenerator, save_authors_arrays, save_state
+from original_networks import (
+    AuthorsDiscriminator,
+    AuthorsGenerator,
+    TutorialDiscriminator,
+    TutorialGenerator,
+    save_authors_arrays,
+    save_state,
+)
 from safetensors.torch import load_file
 
 import dcgan
-from dcgan import Discriminator, Generator, convert, zoo
+from dcgan import Discriminator, Generator, cli, convert, zoo
 from dcgan.generate import sample_uint8
 from dcgan.metrics import frechet_distance, image_features
 from dcgan.zoo import Model, RemoteFile, _fetch
 
 OURS = [name for name in zoo.list_models() if zoo.load_record(name).on_board]
 OTHERS = [name for name in zoo.list_models() if name not in OURS]
+CHECKPOINTS = os.environ.get("DCGAN_TEST_CHECKPOINTS", Path(__file__).parents[2] / "shared/checkpoints")
 
 
 def test_ours_come_first():
@@ -192,6 +202,29 @@ def test_a_model_is_fetched_once_and_its_terms_are_said(server, theirs, caplog):
     assert torch.equal(Generator.from_pretrained("theirs")(z), generator(z))  # the old one is still there
 
 
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
+def test_a_training_checkpoint_of_any_age_and_name_will_do(zipped, server, monkeypatch, tmp_path):
+    network, discriminator = TutorialGenerator(), TutorialDiscriminator()
+    states = {"epoch": 5, "netG_state_dict": network.state_dict(), "netD_state_dict": discriminator.state_dict()}
+    torch.save(states, tmp_path / "weights.tar", _use_new_zipfile_serialization=zipped)
+    publish(server, monkeypatch, tmp_path / "weights.tar")
+    generator, _ = dcgan.from_pretrained("theirs")
+    z = torch.randn(3, 6)
+    torch.testing.assert_close(generator(z), network.eval()(z), rtol=0, atol=1e-6)
+
+
+def test_the_colours_of_mmgeneration_are_reversed(server, monkeypatch, tmp_path):
+    name = "dcgan_celeba-cropped_64_published"
+    folder = Path(CHECKPOINTS, "foreign/mmgen")
+    if not folder.is_dir():
+        pytest.skip(f"no checkpoints in {folder}")
+    publish(server, monkeypatch, folder / f"{name}.pth", digits=8, size=False)
+    outputs = {key: torch.from_numpy(array) for key, array in np.load(folder / f"{name}.npz").items()}
+    z = next(array for key, array in outputs.items() if key.startswith("z"))
+    generator = Generator.from_pretrained("theirs")
+    torch.testing.assert_close(generator(z), outputs["images"].flip(1), rtol=0, atol=2e-6)
+
+
 def test_arrays_and_the_first_digits_of_a_hash_will_do(server, monkeypatch, tmp_path):
     monkeypatch.setattr(convert, "_BATCHES", 1)
     (tmp_path / "arrays").mkdir()
@@ -208,8 +241,8 @@ def test_arrays_and_the_first_digits_of_a_hash_will_do(server, monkeypatch, tmp_
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [
-        (404, OSError, "could not be downloaded: .*404"),
-        (1000, (OSError, ValueError), "netG.pth"),  # the connection is cut
+        (404, OSError, "netG.pth could not be downloaded: .*404"),
+        (1000, OSError, r"netG.pth ended after 1,000 of [\d,]+ bytes: try again"),  # the connection is cut
     ],
 )
 def test_what_fails_leaves_nothing_and_can_be_tried_again(server, theirs, answer, kind, message, tmp_path):
@@ -253,13 +286,55 @@ def in_child(work):
 def test_a_full_disk_leaves_nothing(theirs, tmp_path):
     def work():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        with pytest.raises(OSError, match="File too large|netG.pth"):
+        with pytest.raises(OSError, match=r"File too large; DCGAN_CACHE names another folder: '.*cache.zoo'"):
             _fetch.fetch(zoo.load_record("theirs"))
 
     process = in_child(work)
     process.join()
     assert process.exitcode == 0
     assert not list((tmp_path / "cache/zoo").iterdir())
+
+
+def test_what_a_kill_left_goes_after_a_day_and_not_what_is_being_fetched(theirs, tmp_path):
+    for name in (".fetching-dead", ".fetching-alive"):
+        (tmp_path / "cache/zoo" / name).mkdir(parents=True)
+    os.utime(tmp_path / "cache/zoo/.fetching-dead", (0, 0))
+    Generator.from_pretrained("theirs")
+    left = {path.name.partition("-")[2] for path in (tmp_path / "cache/zoo").iterdir()}
+    assert {"alive"} < left
+    assert "dead" not in left
+
+
+def test_a_model_of_the_zoo_is_at_one_commit(theirs):
+    with pytest.raises(ValueError, match="theirs is a model of the zoo, at one commit, but revision is 'v1'"):
+        Generator.from_pretrained("theirs", revision="v1")
+
+
+def test_the_command_verifies_hashes_downloads_and_shapes(server, theirs, monkeypatch, tmp_path, capsys):
+    right = zoo.load_record("theirs")
+    ours = publish_ours(tmp_path / "board", monkeypatch)
+    wrong = dataclasses.replace(right, name="wrong", channels=1)
+    gone = dataclasses.replace(right, name="gone", files=(RemoteFile("https://example.org/gone.pth", "00" * 32),))
+    monkeypatch.setattr(zoo, "_records", lambda: {model.name: model for model in (ours, right, wrong, gone)})
+    assert cli.main(["models", "--verify"]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["ours: as it was, and draws (1, 16, 16)", "theirs: as it was, and draws (3, 64, 64)"]
+    assert "wrong: it draws (3, 64, 64), not (1, 64, 64)" in err
+    assert "gone: " in err
+    assert "dcgan: 2 of 4 models could not be verified: wrong, gone" in err
+    (tmp_path / "board/ours/model.safetensors").write_bytes(b"damaged")
+    monkeypatch.setattr(zoo, "_records", lambda: {"ours": ours})
+    assert cli.main(["models", "--verify"]) == 1
+    assert "model.safetensors is not the file that it was" in capsys.readouterr().err
+
+
+def publish_ours(folder, monkeypatch):
+    """Put a model on board; return its record."""
+    Generator(image_size=16, channels=1, base_channels=2).save_pretrained(folder / "ours")
+    monkeypatch.setattr(zoo, "WEIGHTS", folder)
+    digest = hashlib.sha256((folder / "ours/model.safetensors").read_bytes()).hexdigest()
+    facts = {"description": "noise", "licence": "mit", "data": "", "terms": "", "figures": {}, "source": "us"}
+    return Model("ours", image_size=16, channels=1, sha256={"model.safetensors": digest}, **facts)
 
 
 def test_two_processes_at_once_put_one_model(theirs, tmp_path):
@@ -299,8 +374,7 @@ def test_downloads_can_be_forbidden(theirs, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["svhn"])
 def test_the_authors_svhn_model_is_fetched_as_the_record_has_it(name, server, monkeypatch, caplog):
-    checkpoints = os.environ.get("DCGAN_TEST_CHECKPOINTS", Path(__file__).parents[2] / "shared/checkpoints")
-    folder = Path(checkpoints, name)
+    folder = Path(CHECKPOINTS, name)
     if not folder.is_dir():
         pytest.skip(f"no checkpoints in {folder}")
     monkeypatch.setattr(convert, "_BATCHES", 1)

@@ -28,8 +28,7 @@ def models(*, verify: Annotated[bool, FLAG] = False) -> int:
 
 
 def _summarize(model: Model) -> tuple[str, ...]:
-    size = model.image_size
-    height, width = size if isinstance(size, list) else (size, size)
+    channels, height, width = model.shape
     if model.on_board:
         weight = sum(path.stat().st_size for path in model.folder.rglob("*.safetensors"))
     else:
@@ -38,7 +37,7 @@ def _summarize(model: Model) -> tuple[str, ...]:
     mark = "" if model.on_board or model.verified else " *"
     return (
         model.name,
-        f"{height}x{width}x{model.channels}",
+        f"{height}x{width}x{channels}",
         f"{weight / 1e6:.1f}" if weight else "?",
         model.licence,
         figure,
@@ -57,11 +56,16 @@ def _verify() -> int:
     for name in list_models():
         model = load_record(name)
         try:
-            folder = fetch(model, force_download=True)  # which compares the hashes of what it fetches
-            for file, digest in model.sha256.items():
-                if hashlib.sha256((folder / file).read_bytes()).hexdigest() != digest:
-                    raise InputError(f"{folder / file} is not the file that it was")
-            shape = tuple(Generator.from_pretrained(folder).float().sample(1, seed=0).shape[1:])
+            if model.repository:
+                generator = Generator.from_pretrained(model.repository, revision=model.revision, force_download=True)
+            else:
+                folder = fetch(model, force_download=True)  # which compares the hashes of what it fetches
+                for file, digest in model.sha256.items():
+                    if hashlib.sha256((folder / file).read_bytes()).hexdigest() != digest:
+                        raise InputError(f"{folder / file} is not the file that it was")
+                generator = Generator.from_pretrained(folder)
+            if (shape := tuple(generator.float().sample(1, seed=0).shape[1:])) != model.shape:
+                raise InputError(f"it draws {shape}, not {model.shape}")
             say(f"{name}: as it was, and draws {shape}")
         except (OSError, ValueError) as error:
             failed.append(name)

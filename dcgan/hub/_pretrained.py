@@ -62,10 +62,10 @@ class Pretrained(nn.Module):
             name_or_path: A model that `dcgan.list_models` names; a folder, in which `~` is the home directory; or a
                 repository `"organisation/name"`. A folder in the working directory that holds a network is taken
                 instead of a model of its name; `"./name"` always is the folder.
-            revision: Branch, tag or commit of the repository.
+            revision: Branch, tag or commit of the repository; models of the zoo are at one commit.
             subfolder: Folder inside the folder or repository to load from; a discriminator is in its `discriminator/`.
-            cache_dir: Folder for downloads; by default the Hub's usual cache, and for models by name that of this
-                package.
+            cache_dir: Folder for downloads; by default the Hub's usual cache, and for models of others that of
+                this package.
             token: Access token for a private repository; by default that of `hf auth login`.
             local_files_only: Use the cache only.
             force_download: Download even what the cache holds.
@@ -81,8 +81,8 @@ class Pretrained(nn.Module):
             NotADirectoryError: If `name_or_path` is a file.
             PermissionError: If the repository needs a token, or refuses the given one.
             OSError: If the download fails.
-            ValueError: If `subfolder` is not a path inside the folder, the weights are damaged, or the configuration or
-                the weights do not fit this class.
+            ValueError: If `subfolder` is not a path inside the folder, a model of the zoo is given a `revision`, the
+                weights are damaged, or the configuration or the weights do not fit this class.
         """
         torch.empty(0, device=device)  # raises for an unknown device before anything is downloaded
         names = [str(PurePosixPath(_inner_path(subfolder), cls.subfolder, file)) for file in (CONFIG, WEIGHTS)]
@@ -97,15 +97,20 @@ class Pretrained(nn.Module):
             raise NotADirectoryError(f"{path} is a file, but networks are loaded from folders{remedy}")
         options: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
         options["force_download"] = force_download
+        repository = "" if path.is_dir() else os.fspath(name_or_path)
         if model is not None:
-            from dcgan.zoo._fetch import fetch  # which converts to networks of this class
+            if revision is not None:
+                raise InputError(f"{model.name} is a model of the zoo, at one commit, but revision is {revision!r}")
+            repository, revision = model.repository, model.revision
+            dtype = dtype or torch.float32  # ours are stored in half precision
+            if not repository:
+                from dcgan.zoo._fetch import fetch  # which converts to networks of this class
 
-            path, dtype = fetch(model, **options), dtype or torch.float32  # ours are stored in half precision
-        if path.is_dir():
+                path = fetch(model, **options)
+        if not repository:
             config_path, weights_path = _local_files(path, names, cls.__name__)
         else:
-            name = os.fspath(name_or_path)
-            config_path, weights_path = download(name, names, revision, cls.__name__, options | {"token": token})
+            config_path, weights_path = download(repository, names, revision, cls.__name__, options | {"token": token})
         return cls._from_files(config_path, weights_path, verify=verify).to(device, dtype)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Trained models by name, with a record of each: ours, which come with the package, and others', which are fetched.
+"""Trained models by name, with a record of each: ours, of the package or the Hub, and others', which are fetched.
 
 `Generator.from_pretrained(NAME)` loads any of them. A record says on what data a model was trained and how, what its
 figures are and how they were measured, and under which terms it may be used.
@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from dcgan._config import sides
 from dcgan._errors import InputError
 
 _FOLDER = Path(__file__).parent
@@ -47,10 +48,13 @@ class Model:
         terms: Terms of that data.
         figures: Measured quality by name, each with its protocol.
         source: Who trained it, or the page that it is from.
+        repository: Repository on the Hub that has the weights, where ours are too large for the package.
+        revision: Its commit.
         notice: What its licence asks to be said.
         training: How it was trained, if by us: recipe, command, steps, images, seed, minutes, machine, versions.
         sha256: Of our files by path within the model's folder.
         files: Somebody else's files.
+        format: What these are, for `dcgan.convert`.
         verified: Whether the files were fetched from there, and compared with a known picture or output.
     """
 
@@ -63,16 +67,25 @@ class Model:
     terms: str
     figures: Mapping[str, Any]
     source: str
+    repository: str = ""
+    revision: str = ""
     notice: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
     files: tuple[RemoteFile, ...] = ()
+    format: str = ""
     verified: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of its images."""
+        height, width = sides({"image_size": self.image_size})
+        return self.channels, height, width
 
     @property
     def on_board(self) -> bool:
         """Whether the weights come with the package."""
-        return not self.files
+        return not (self.files or self.repository)
 
     @property
     def folder(self) -> Path:

@@ -1,9 +1,13 @@
 """Fetching somebody else's model: download, compare the hash, convert without executing anything, keep."""
 
+import hashlib
 import logging
 import os
+import shutil
 import socket
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
@@ -22,6 +26,8 @@ from dcgan.zoo import Model, RemoteFile
 
 _CONVERSION = 2  # part of the name in the cache: raise it when the same files are to give another network
 _SECONDS_OF_SILENCE = 30.0
+_SECONDS_OF_A_DAY = 86400.0
+_TEMPORARY = ".fetching-"
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +39,7 @@ def fetch(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """Return the folder of a model: that on board, or one in the cache, where it is put at the first call.
+    """Return the folder of a model, which is not on the Hub: on board, or in the cache, where the first call puts it.
 
     The variable DCGAN_ZOO_MIRROR replaces `https://` in front of every address, such as by
     `https://mirror.example.org/`.
@@ -46,7 +52,7 @@ def fetch(
 
     Raises:
         FileNotFoundError: If it is not in the cache, and downloading is forbidden.
-        OSError: If the download fails, or the disk is full.
+        OSError: If the download fails or is cut short, or the disk is full.
         ValueError: If a file has another hash than the record, or is not the network that it was.
     """
     if model.on_board:
@@ -63,7 +69,8 @@ def fetch(
         *(model.name, model.source, model.licence, model.data, model.terms, model.notice),
     )
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".fetching-") as temporary:
+    _remove_what_kills_left(parent)
+    with _locate_full_disk(parent), tempfile.TemporaryDirectory(dir=parent, prefix=_TEMPORARY) as temporary:
         paths = [_download(file, Path(temporary)) for file in model.files]
         converted = convert([paths[0].parent] if paths[0].suffix == ".npy" else paths)
         new = Path(temporary) / "converted"
@@ -75,6 +82,24 @@ def fetch(
     if not (folder / CONFIG).is_file():
         raise OSError(f"{folder} could not be made")
     return folder
+
+
+def _remove_what_kills_left(parent: Path) -> None:
+    for folder in parent.glob(f"{_TEMPORARY}*"):
+        with suppress(OSError):  # another process was faster
+            if time.time() - folder.stat().st_mtime > _SECONDS_OF_A_DAY:
+                shutil.rmtree(folder)
+
+
+@contextmanager
+def _locate_full_disk(parent: Path) -> Iterator[None]:
+    """Name the folder and a remedy in errors of writing, which name neither."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, f"{error.strerror}; DCGAN_CACHE names another folder", str(parent)) from error
 
 
 @contextmanager
@@ -97,13 +122,19 @@ def _download(file: RemoteFile, folder: Path) -> Path:
     path = folder / Path(parts.path).name
     try:
         with _timeout(_SECONDS_OF_SILENCE):
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=file.sha256, progress=False)
+            torch.hub.download_url_to_file(url, str(path), progress=sys.stderr is not None and sys.stderr.isatty())
     except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
         remedy = "check DCGAN_ZOO_MIRROR" if mirror else "set DCGAN_ZOO_MIRROR to a mirror"
         remedy += ", or download it elsewhere and use `dcgan convert`"
         raise OSError(f"{url} could not be downloaded: {error}; {remedy}") from error
-    except RuntimeError as error:  # torch's, for another hash
-        raise InputError(f"{url} is not the file that it was, or was damaged on the way: {error}") from error
-    if file.size is not None and path.stat().st_size != file.size:
-        raise InputError(f"{url} has {path.stat().st_size} bytes, not {file.size}")
+    size = path.stat().st_size
+    if file.size is not None and size < file.size:
+        raise OSError(f"{url} ended after {size:,} of {file.size:,} bytes: try again")
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not digest.startswith(file.sha256):
+        raise InputError(
+            f"{url} is not the file that it was, or was damaged on the way: its {size:,} bytes have the hash {digest}, "
+            f"not {file.sha256}; if trying again does not help, the record is outdated"
+        )
     return path
