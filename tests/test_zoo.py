@@ -25,16 +25,19 @@ from original_networks import (
     save_authors_arrays,
     save_state,
 )
+from PIL import Image
 from safetensors.torch import load_file
 
 import dcgan
 from dcgan import Discriminator, Generator, cli, convert, zoo
 from dcgan.generate import sample_uint8
+from dcgan.images import grid
 from dcgan.metrics import frechet_distance, image_features
 from dcgan.zoo import Model, RemoteFile, _fetch
 
 OURS = [name for name in zoo.list_models() if zoo.load_record(name).on_board]
 OTHERS = [name for name in zoo.list_models() if name not in OURS]
+GALLERY = Path(__file__).parents[1] / "docs/assets"
 CHECKPOINTS = os.environ.get("DCGAN_TEST_CHECKPOINTS", Path(__file__).parents[2] / "shared/checkpoints")
 
 
@@ -66,6 +69,26 @@ def test_a_model_on_board_is_what_its_record_says(name):
 
 
 @pytest.mark.parametrize("name", OURS)
+def test_the_pictures_of_a_model_are_its_first_samples_none_chosen(name):
+    generator = Generator.from_pretrained(name)
+    pictures = [(zoo.load_record(name).folder / "samples.png", 32, 8), (GALLERY / f"{name}.png", 64, 16)]
+    for path, count, columns in pictures:
+        drawn = grid(sample_uint8(generator, count, seed=0), columns=columns)
+        shown = torch.from_numpy(np.array(Image.open(path).convert("L" if len(drawn) == 1 else "RGB")))
+        difference = shown.reshape(*drawn.shape[1:], -1).int() - drawn.permute(1, 2, 0).int()
+        assert difference.abs().max() <= 2  # another machine may round otherwise
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_gallery_says_what_the_record_of_a_model_does(name):
+    record, text = zoo.load_record(name), (GALLERY.parent / "models.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n### {name}\n")[2].partition("\n#")[0]
+    assert f"| Fréchet distance | {record.figures['distance'].partition(' (')[0]}: 2,000 samples" in section
+    assert f"{record.training['steps']:,} steps of {record.training['batch_size']} images" in section
+    assert f"{record.training['minutes']} minutes" in section
+
+
+@pytest.mark.parametrize("name", OURS)
 def test_the_card_of_a_model_says_what_its_record_does(name):
     record = zoo.load_record(name)
     card = (record.folder / "README.md").read_text(encoding="utf-8")
@@ -75,6 +98,8 @@ def test_the_card_of_a_model_says_what_its_record_does(name):
     for key in ("command", "machine", "minutes", "seed", "images", "versions", "half_precision"):
         assert f"{training[key]}" in card
     assert f'Generator.from_pretrained("{name}")' in card
+    assert all(digest in card for digest in record.sha256.values())
+    assert "![Generated images](samples.png)" in card
     assert not re.search(r"(?<![\w.:/])/[\w.]+/", card)  # no path of the machine that trained it
     assert training["images"] == training["steps"] * training["batch_size"]
     assert min(training["curve"].values()) * 3 > training["curve"][max(training["curve"])]  # no collapse at the end
