@@ -30,6 +30,7 @@ from dcgan.recipe import Recipe
 
 FEW, SEEDS = 500, range(100, 110)  # samples of the figure that a test measures again
 PICTURED, COLUMNS = 32, 8  # samples in the picture of the card
+SHOWN = "<!-- --8<-- [start:training] -->", "<!-- --8<-- [end:training] -->"  # what docs/models.md shows of a card
 NOT_LISTED = ("recipe", "curve")  # which have their own places in the card
 
 
@@ -152,7 +153,8 @@ def write_card(name):
     facts |= {"picture": f"samples 0 to {PICTURED - 1} of seed 0, none chosen"}
     listed = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items())
     curve = "\n".join(f"| {step:,} | {value:.2f} |" for step, value in training["curve"].items())
-    card += f"\n## Training\n\n{listed}\n\n| step | distance |\n|---|---|\n{curve}\n"
+    facts_and_curve = f"{listed}\n\n| step | distance |\n|---|---|\n{curve}\n"
+    card += f"\n## Training\n\n{SHOWN[0]}\n\n{facts_and_curve}\n{SHOWN[1]}\n"
     (record.folder / "README.md").write_text(card, encoding="utf-8")
 
 
