@@ -326,6 +326,7 @@ def test_networks_the_tutorial_cannot_express_are_refused(network_class, argumen
 
 def test_unreached_channel_cap_is_allowed():
     assert "main.0.weight" in to_tutorial(Generator(image_size=32, base_channels=4, max_channels=16))
+    assert "main.0.weight" in to_tutorial(Generator(image_size=32, base_channels=4, slope=0.3))  # of no LeakyReLU
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ EXACT = {
     "mmgen, grey": (["dcgan_mnist_64_published.pth"], "dcgan_mnist_64_published", IMAGES, "logits", {}),
     "pytorch_gan_zoo": (["DCGAN_as_saved.pth"], "DCGAN", "images_netG", "logits_of_images_netG", {"keys": ["netG"]}),
     "pytorch_gan_zoo, average": (["DCGAN_without_config.pth"], "DCGAN", "images_avgG", None, {"keys": ["avgG"]}),
-    "rasbt": (["dcgan_celeba.pt"], "dcgan_celeba", IMAGES, LOGITS, {}),
+    "rasbt": (["dcgan_celeba.pt"], "dcgan_celeba", IMAGES, LOGITS, LEAKY_001),
     "rasbt, alone": (["generator_only.pt"], "dcgan_celeba", IMAGES, None, LEAKY_001),
     "torchgan, ReLU": (["relu.model"], "relu", IMAGES, "before_last_leaky_relu", {}),
     "torchgan, LeakyReLU": (["default_leaky.model"], "default_leaky", IMAGES, "before_last_leaky_relu", {}),
@@ -62,6 +62,8 @@ REFUSED = {
     "csinva, rect": ("netG_cifar100_rect.pth", {}, r"main.9.weight \(4, 2, 5, 5\) would need a kernel of 4x4"),
     "csinva, mnist": ("netG_mnist.pth", {}, r"main.12.weight \(2, 1, 1, 1\) would need a kernel of 4x4"),
     "pytorch_gan_zoo": ("DCGAN_as_saved.pth", {}, r"found 2 Generators, .*: .*, netG; .*, avgG"),
+    "pytorch_gan_zoo, average and net": ("DCGAN_without_config.pth", {}, r"found 2 Generators, .*: .*, netG; .*, avgG"),
+    "rasbt": ("dcgan_celeba.pt", {}, "two classes of rasbt's have these names: .*pass slope 0.2; .*and slope 0.01"),
     "studiogan": (
         "model=G-best-weights-step=26000.pth",
         {},
@@ -94,6 +96,9 @@ def test_what_other_programs_wrote_computes_the_same(case, foreign, tmp_path):
     if case == "mmgen":  # which reads pictures as OpenCV does: its demo reverses the channels before it saves them
         data[IMAGES] = data[IMAGES].flip(1)
         assert any("channels reversed: mmgeneration reads pictures as BGR" in note for note in converted.notes)
+    if case.startswith("wassersteingan"):  # whose critic's loss is that of real images less that of generated ones
+        data[logits] = -data[logits]
+        assert any("sign reversed" in note for note in converted.notes)
     with torch.no_grad():
         if images is not None:
             z = next(array for name, array in data.items() if name.startswith("z"))
@@ -512,6 +517,45 @@ def test_a_configuration_is_compared_with_the_weights(tmp_path):
         convert([tmp_path])
     with pytest.raises(ValueError, match="the generator takes latents of length 7, not 8"):
         convert([tmp_path / "model.safetensors"], latent_dim=8)
+
+
+def test_the_other_class_of_rasbt_is_the_tutorials(foreign):
+    converted = convert([foreign / "rasbt/dcgan_celeba.pt"], slope=0.2)
+    activations = [(network["activation"], network["slope"]) for network in configs(converted)]
+    assert activations == [("relu", 0.2), ("leaky-relu", 0.2)]
+
+
+def configs(converted):
+    return converted.generator.config, converted.discriminator.config
+
+
+def test_statistics_that_were_never_computed_are_estimated(tmp_path):
+    torch.manual_seed(0)
+    network = Named()  # as the average of the weights alone leaves it
+    converted = convert([save_state(network, tmp_path / "g.pth")])
+    assert any("BatchNorm statistics estimated from 32 batches of 128 normal latents" in n for n in converted.notes)
+    assert not any("no assumption explains" in note for note in converted.notes)
+    z = torch.randn(512, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(converted.generator(z), network.train()(z), rtol=0, atol=0.05)
+
+
+class Criterion:
+    """The settings of pytorch_GAN_zoo, which are kept as an object."""
+
+    def __init__(self, loss):
+        self.lossCriterion = loss
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_settings_that_change_the_network_are_read_without_running_anything(new, tmp_path):
+    network = randomize_batchnorm(Named())
+    for loss in ("DCGAN", "WGANGP"):
+        checkpoint = {"config": Criterion(loss), "netG": network.state_dict()}
+        torch.save(checkpoint, tmp_path / f"{loss}.pth", _use_new_zipfile_serialization=new)
+    expect_same(convert([tmp_path / "DCGAN.pth"]), network)
+    with pytest.raises(ValueError, match=r"WGANGP.pth: its settings say lossCriterion WGANGP, .* no last activation"):
+        convert([tmp_path / "WGANGP.pth"])
 
 
 class Settings:

@@ -34,6 +34,7 @@ from dcgan.convert._chains import (
     is_neighbour,
 )
 from dcgan.convert._files import find_weights, read_arrays, read_state_dicts
+from dcgan.convert._statistics import lacks_statistics
 from dcgan.ema import estimate_batchnorm_statistics
 from dcgan.hub._client import download_weights
 from dcgan.hub._pretrained import CONFIG
@@ -47,13 +48,10 @@ _BATCH_SIZE, _BATCHES = 128, 32  # for estimating BatchNorm statistics; the auth
 _PROGRAMS: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("linear5", r"^(?=.*\bfc .*\bconvs\.0 )", {"stem_activation": False}, {}),
     ("mmgeneration", r"\b(noise2feat|downsamples\.0)\.conv ", {}, {"activation": "leaky-relu", "slope": 0.01}),
-    (
-        "rasbt",  # LeakyReLU in both; biases in the discriminator's first and last layer alone
-        r"^(?=.*\bgenerator\.0 )(?=.*\bdiscriminator\.0 bias)(?!.*\bdiscriminator\.2 bias)",
-        {"activation": "leaky-relu", "slope": 0.01},
-        {"activation": "leaky-relu", "slope": 0.01},
-    ),
+    # Biases in the discriminator's first and last layer alone. There are two such classes, whose activations differ.
+    ("rasbt", r"^(?=.*\bgenerator\.0 )(?=.*\bdiscriminator\.0 bias)(?!.*\bdiscriminator\.2 bias)", {}, {}),
     ("udacity", r"\bt_conv1\.0 ", {"latent": "uniform"}, {}),
+    ("wassersteingan", r"\binitial[:.](conv[:.]\d+-\d+|\d+-\d+[:.]conv) ", {}, {}),
 ]
 
 
@@ -186,6 +184,8 @@ def to_tutorial(network: Generator | Discriminator) -> dict[str, Tensor]:
     flexible = {"image_size", "channels", "latent_dim", "base_channels", "max_channels", "stages", "latent"}
     parameters = signature(type(network)).parameters.items()
     required = {name: parameter.default for name, parameter in parameters if name not in flexible}
+    if network.config["activation"] == "relu":
+        del required["slope"]  # which is that of another activation
     differences = [f"{k} {v!r}, not {network.config[k]!r}" for k, v in required.items() if network.config[k] != v]
     sizes, widths = pyramid(network.config)
     if sizes[-1] != (4, 4):
@@ -219,14 +219,14 @@ def write_tutorial(network: Generator | Discriminator, path: Path) -> None:
 def _estimate_statistics(
     g: tuple[Found | None, Generator | None], d: tuple[Found | None, Discriminator | None], images: Tensor | None
 ) -> list[str]:
-    """Estimate the BatchNorm statistics that the authors' arrays lack; return a note on each network."""
+    """Estimate the BatchNorm statistics that the authors' arrays, and some averages, lack; return notes on that."""
     notes: list[str] = []
     (found, generator), (found_d, discriminator) = g, d
-    if generator is not None and found is not None and found.layout == "authors":
+    if generator is not None and found is not None and lacks_statistics(generator, found.layout):
         length, latent = generator.config["latent_dim"], generator.config["latent"]
         starts = range(0, _BATCH_SIZE * _BATCHES, _BATCH_SIZE)
         batches = (seeded_latents(_BATCH_SIZE, length, seed=0, start=i, distribution=latent) for i in starts)
-        estimate_batchnorm_statistics(generator, batches, unbiased=False)
+        estimate_batchnorm_statistics(generator, batches, unbiased=found.layout != "authors")
         origin = f"{_BATCHES} batches of {_BATCH_SIZE} {latent} latents"
         notes.append(f"{found.location}: BatchNorm statistics estimated from {origin}")
     if discriminator is not None and found_d is not None and found_d.layout == "authors":

@@ -11,7 +11,7 @@ from torch import Tensor
 from dcgan._errors import InputError
 from dcgan.convert._chains import Chain
 from dcgan.convert._configs import infer_config
-from dcgan.convert._statistics import follow_statistics
+from dcgan.convert._statistics import follow_statistics, lacks_statistics
 from dcgan.hub._pretrained import CONFIG, expect_fit
 from dcgan.models import Discriminator, Generator
 
@@ -19,6 +19,12 @@ Network = TypeVar("Network", Generator, Discriminator)
 
 # Programs that read pictures as OpenCV does, so that their networks make and take blue, green and red.
 _BGR_PROGRAMS = {"mmgeneration"}
+# Programs whose critics are low for real images.
+_REVERSED_CRITICS = {"wassersteingan"}
+_TWO_CLASSES = (
+    "two classes of rasbt's have these names: for the one of deeplearning-models, with ReLU and LeakyReLU(0.2), pass "
+    "slope 0.2; for the one of stat453, with LeakyReLU(0.01) in both networks, activation leaky-relu and slope 0.01"
+)
 # What other programs call arguments of ours in their configurations.
 _CONFIG_NAMES = {"latent_dim": "latent_dim", "image_size": "image_size", "num_channels": "channels"}
 
@@ -69,6 +75,8 @@ def build(
     hidden = {k: signature(network_class).parameters[k].default for k in options}
     network: Any
     try:
+        if found.layout == "rasbt" and "slope" not in given:
+            raise InputError(_TWO_CLASSES)
         inferred = infer_config(chain, image_size, authors=found.layout == "authors")
         _expect_config(inferred, found.config)
         if "stem_activation" in hidden:
@@ -82,10 +90,9 @@ def build(
     state, remarks, described = _match_tensors(chain, network)
     expect_fit(state, network.state_dict(), f"{name} does not fit {inferred}")
     network.load_state_dict(state)
-    if reverses := found.layout in _BGR_PROGRAMS and network.config["channels"] == 3:
-        _reverse_channels(network)
+    conventions = _follow_conventions(network, found.layout)
     notes.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in inferred.items() if v is not None))
-    if network_class is Generator and found.layout != "authors":
+    if network_class is Generator and not lacks_statistics(network, found.layout):
         fixed = given.keys() | ({"activation"} if "slope" in given else set())
         network, changes, evidence = follow_statistics(network, fixed, skip_stem=chain.norms[0] is None)
         remarks = evidence + remarks
@@ -95,8 +102,7 @@ def build(
     why = dict.fromkeys(found.known, f" (as in {found.layout})") | dict.fromkeys(given, " (given)")
     assumed = ", ".join(f"{k} {v}{why.get(k, '')}" for k, v in hidden.items())
     remarks = [f"not shown by the weights, so assumed: {assumed}", _describe_assumptions(chain), *remarks]
-    if reverses:
-        remarks.append(f"channels reversed: {found.layout} reads pictures as BGR, and these networks are for RGB")
+    remarks += conventions
     tensors = [tensor for layer in (*chain.layers, *filter(None, chain.norms)) for tensor in layer.tensors.values()]
     if dtypes := {tensor.dtype for tensor in tensors} - {torch.float32, torch.int64}:
         remarks.append(f"converted {', '.join(sorted(map(str, dtypes)))} to float32")
@@ -106,13 +112,24 @@ def build(
     return result
 
 
-def _reverse_channels(network: Generator | Discriminator) -> None:
-    conv: Any = network.head.conv if isinstance(network, Generator) else next(iter(network.blocks.values())).conv
-    with torch.no_grad():
+@torch.no_grad()
+def _follow_conventions(network: Generator | Discriminator, layout: str) -> list[str]:
+    """Let a network of another program mean by its images and logits what ours do; return a note on each change."""
+    notes: list[str] = []
+    head: Any = network.head
+    first: Any = next(iter(network.blocks.values()))
+    if layout in _BGR_PROGRAMS and network.config["channels"] == 3:
+        conv = head.conv if isinstance(network, Generator) else first.conv
         # A transposed convolution has its outputs where the discriminator's convolution has its inputs.
         conv.weight.copy_(conv.weight.flip(1))
         if isinstance(network, Generator) and conv.bias is not None:
             conv.bias.copy_(conv.bias.flip(0))
+        notes.append(f"channels reversed: {layout} reads pictures as BGR, and these networks are for RGB")
+    if layout in _REVERSED_CRITICS and isinstance(network, Discriminator):
+        for parameter in head.conv.parameters():
+            parameter.neg_()
+        notes.append(f"sign reversed: the critic of {layout} is low for real images, and ours are high")
+    return notes
 
 
 def _match_tensors(chain: Chain, network: Any) -> tuple[dict[str, Tensor], list[str], list[str]]:
@@ -141,7 +158,7 @@ def _match_tensors(chain: Chain, network: Any) -> tuple[dict[str, Tensor], list[
         notes.append(f"biases of zero for {', '.join(without)}")
     notes += [
         f"ignored {layer}, an embedding of labels: {layer.shape[1]} of the {network.config['latent_dim']} numbers of a "
-        "latent are a label's row of it, joined to the others as in the original"
+        "latent are a label's row of it, joined to the others as in the original; `sample` draws them as noise"
         for layer in chain.embeddings
     ]
     floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}

@@ -26,7 +26,14 @@ def read_state_dicts(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or contains other objects than tensors and plain values.
     """
-    return list(_find_state_dicts(_load(path)))
+    content = _load(path)
+    settings = content.get("config") if isinstance(content, Mapping) else None
+    if str(loss := getattr(settings, "lossCriterion", "")).startswith("WGANGP"):
+        raise InputError(
+            f"{path}: its settings say lossCriterion {loss}, with which pytorch_GAN_zoo's generator has no last "
+            "activation; none of ours is without one"
+        )
+    return list(_find_state_dicts(content))
 
 
 def find_weights(folder: Path) -> Path | None:
@@ -81,7 +88,7 @@ def _load(path: Path) -> Any:
 def _load_pickle(path: Path) -> Any:
     """Load tensors and plain values; objects of other programs, such as their settings, become empty stand-ins.
 
-    A stand-in has no code, so nothing is executed. Modules are refused: their weights would be lost in one.
+    A stand-in has no code of theirs, so nothing is executed. Modules are refused: their weights would be lost in one.
     """
     stand_ins: list[tuple[type, str]] = []
     first: UnpicklingError | None = None
@@ -96,8 +103,14 @@ def _load_pickle(path: Path) -> Any:
             trusted = name.partition(".")[0] not in {"torch", *sys.stdlib_module_names} or name == "argparse.Namespace"
             if not name or not trusted or name in {known for _, known in stand_ins}:
                 raise first from None  # which names the object that the file is about
-            methods = {"__init__": lambda *_, **__: None, "__setstate__": lambda *_: None}
+            methods = {"__init__": lambda *_, **__: None, "__setstate__": _keep_plain_values}
             stand_ins.append((type(name.rpartition(".")[2], (), methods), name))
+
+
+def _keep_plain_values(stand_in: object, state: object) -> None:
+    if isinstance(state, dict):
+        plain = {name: value for name, value in state.items() if type(value) in (str, int, float, bool)}
+        vars(stand_in).update(plain)
 
 
 def read_arrays(path: Path) -> dict[str, list[Tensor]]:

@@ -62,9 +62,17 @@ def follow_statistics(
     if math.isfinite(mismatch) and mismatch > _UNEXPLAINED:
         notes.append(
             f"no assumption explains the running statistics of its BatchNorms ({mismatch:.2g}): its activation, "
-            "epsilon or order of layers may be another, or the statistics those of other weights"
+            "epsilon or order of layers may be another, a part of its latent a label, or the statistics those of other "
+            "weights, which dcgan.ema.estimate_batchnorm_statistics estimates anew"
         )
     return generator, changes, notes
+
+
+def lacks_statistics(generator: Generator, layout: str) -> bool:
+    """Whether running statistics are not stored, or never were computed, as in an average of the weights alone."""
+    norms: list[Any] = [module for module in generator.modules() if isinstance(module, BATCH_NORMS)]
+    initial = all(not norm.running_mean.any() and bool((norm.running_var == 1).all()) for norm in norms)
+    return layout == "authors" or (initial and bool(norms))
 
 
 @torch.no_grad()
