@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakMethod, WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -23,6 +24,22 @@ Step = Callable[..., dict[str, Tensor]]
 WARM_UP_CALLS = 3  # before the capture: libraries choose kernels and optimisers make their state in the first ones
 MAX_GRAPHS = 8
 _MANY_KINDS = 4 * MAX_GRAPHS
+_STREAMS = 32  # in PyTorch's pool, of a device
+
+
+class WeakCall:
+    """Calls a method without keeping its object alive, which would otherwise go only with the garbage collector."""
+
+    def __init__(self, method: Callable[..., Any]):
+        self._method = WeakMethod(method)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call it, while its object is alive."""
+        method = self._method()
+        return method(*arguments) if method is not None else None
+
+    def __reduce__(self) -> tuple[type["WeakCall"], tuple[Callable[..., Any] | None]]:
+        return WeakCall, (self._method(),)  # a copy is bound to the copy of the object
 
 
 class CudaGraphStep:
@@ -110,7 +127,7 @@ class CudaGraphStep:
             self._drop_graphs()
             if not isinstance(error, Exception):
                 raise
-            self._refuse(key, _first_line(error))  # the eager step goes on, or raises it again
+            self._refuse(key, first_line(error))  # the eager step goes on, or raises it again
             return
         logger.info("captured the training step as a CUDA graph")
 
@@ -130,9 +147,11 @@ class CudaGraphStep:
         stream, current = self._capture_stream(), torch.cuda.current_stream(self._device)
         watch: AbstractContextManager[list[str]] = find_synchronizations() if is_last else nullcontext([])
         stream.wait_stream(current)
-        with torch.cuda.stream(stream), cudnn_benchmark(enabled=True), watch as obstacles:
-            yield obstacles
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream), cudnn_benchmark(enabled=True), watch as obstacles:
+                yield obstacles
+        finally:
+            torch.cuda.current_stream(self._device).wait_stream(stream)
 
     def capture(self, body: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Capture what `body` launches, without executing it.
@@ -146,7 +165,8 @@ class CudaGraphStep:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         if not graphs_register_generators():
-            graph.register_generator_state(self._rng)
+            with torch.cuda.device(self._device):  # where the states of the generators are put
+                graph.register_generator_state(self._rng)
         raised: BaseException | None = None
         try:
             with (
@@ -180,8 +200,24 @@ class CudaGraphStep:
 
     def _capture_stream(self) -> torch.cuda.Stream:
         if self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch leaves it without types
+            self._stream = _unused_stream(self._device)
+            _owners[self._stream.cuda_stream] = self
         return self._stream
+
+
+_owners: WeakValueDictionary[int, CudaGraphStep] = WeakValueDictionary()  # of streams
+
+
+def _unused_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return a stream of PyTorch's pool that no other step captures on, if there is one.
+
+    With torch 2.14, a graph that goes frees the workspace of cuBLAS of its stream, which others would still use.
+    """
+    for _ in range(_STREAMS):
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it without types
+        if stream.cuda_stream not in _owners:
+            break
+    return stream
 
 
 class _Replay:
@@ -217,12 +253,12 @@ def can_compile(device: torch.device) -> bool:
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
     except Exception as error:  # noqa: BLE001 - what is missing decides what is raised
-        logger.warning("the networks are not compiled: %s", _first_line(error))
+        logger.warning("the networks are not compiled: %s", first_line(error))
         return False
     return True
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -159,6 +159,13 @@ def make_capturable(optimizer: Optimizer) -> None:
                     moments[name] = value.to(parameter.device)
 
 
+def restore_flags(optimizer: Optimizer) -> None:
+    """Set what PyTorch's optimisers set when they are built, and leave out of their copies."""
+    vars(optimizer)["_warned_capturable_if_run_uncaptured"] = True  # eager steps are intended
+    if optimizer.param_groups and all(group.get("fused") for group in optimizer.param_groups):
+        vars(optimizer)["_step_supports_amp_scaling"] = True  # or a scaler waits for the device
+
+
 def find_host_state(*optimizers: Optimizer) -> str | None:
     """Describe what an optimiser keeps on the host, where a graph would read it once and never again; None if nothing.
 

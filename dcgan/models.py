@@ -26,6 +26,7 @@ from dcgan._choices import (
     Upsample,
 )
 from dcgan._config import minimum_parameters, pyramid, sides, validate_config
+from dcgan._devices import device_defaults
 from dcgan._errors import InputError
 from dcgan._modules import copy_module, stop_training
 from dcgan.architectures import ARCHITECTURES
@@ -316,12 +317,14 @@ class Generator(_Network):
             network = copy_module(self, share=share)
             stop_training(network)
 
+        non_blocking = device_defaults(like.device).non_blocking  # or the next latents would wait for these images
+
         @torch.no_grad()
         def images(first: int) -> Tensor:
             last = min(first + batch_size, count)
-            inputs = [latents(first, last).to(like.device, dtype)]
+            inputs = [latents(first, last).to(like.device, non_blocking=non_blocking).to(dtype)]
             if classes is not None:
-                inputs.append(classes[first:last].to(like.device))
+                inputs.append(classes[first:last].to(like.device, non_blocking=non_blocking))
             return network(*inputs).to(like.dtype)  # type: ignore[no-any-return]  # a Tensor
 
         return map(images, range(0, count, batch_size))

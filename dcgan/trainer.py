@@ -6,6 +6,7 @@ Shapes: N batch, Z latent length, K channels, H×W image size, Y classes.
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -22,7 +23,7 @@ from dcgan._choices import (
     Precision,
     Schedule,
 )
-from dcgan._cuda_graphs import CudaGraphStep, can_compile
+from dcgan._cuda_graphs import CudaGraphStep, WeakCall, can_compile, first_line
 from dcgan._devices import device_defaults, to_memory_format
 from dcgan._errors import InputError
 from dcgan._modules import copy_module, stop_training
@@ -219,9 +220,16 @@ class Trainer(Generic[G, D]):
         self._compile, self._cuda_graphs = compile, None
         eager = {"off", "auto"} if self._processes > 1 else {"off"}  # messages in a graph have never been tried
         if self._defaults.cuda_graphs and compile not in eager:
-            self._cuda_graphs = CudaGraphStep(self._train_on, self.device, self._rng, self._find_host_state)
+            step, find_obstacle = WeakCall(self._train_on), WeakCall(self._find_host_state)
+            self._cuda_graphs = CudaGraphStep(step, self.device, self._rng, find_obstacle)
+        self._places: tuple[tuple[Any, Any], tuple[int, int]] | None = None  # of what a captured step reads
         if compile == "full":
             self._compile_networks()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for optimizer in (self._g_optimizer, self._d_optimizer):
+            _optim.restore_flags(optimizer)
 
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """Update the networks whose turn it is on one batch.
@@ -255,6 +263,7 @@ class Trainer(Generic[G, D]):
 
     def _train_on(self, turns: tuple[bool, bool], real: Tensor, z: Tensor, *labels: Tensor) -> dict[str, Tensor]:
         """Do what a step computes on the device, all that a CUDA graph holds."""
+        torch.clear_autocast_cache()  # of casts by the caller, under whose autocast they would be kept
         train_d, train_g = turns
         pixels, real = real, self._as_float(real)
         metrics: dict[str, Tensor] = {}
@@ -292,7 +301,28 @@ class Trainer(Generic[G, D]):
             return self._train_on(turns, *tensors)
         for optimizer in (self._g_optimizer, self._d_optimizer):  # whose settings a framework may have restored
             _optim.make_capturable(optimizer)
-        return self._cuda_graphs(turns, *tensors, hyperparameters=self._hyperparameters())
+        self._follow_moves(self._cuda_graphs)
+        run = partial(self._cuda_graphs, turns, *tensors, hyperparameters=self._hyperparameters())
+        try:
+            return run()
+        except Exception as error:
+            if self._g_forward is self._generator:
+                raise
+            # Compilers raise anything, at the first step of each kind: an error of another origin is raised again.
+            logger.warning("the networks are no longer compiled: %s", first_line(error))
+            self._g_forward, self._d_forward = self._generator, self._discriminator
+            self._cuda_graphs.reset()
+            return run()
+
+    def _follow_moves(self, graphs: CudaGraphStep) -> None:
+        """Drop graphs when an optimiser has got another state, or the networks have been moved to other memory."""
+        states = self._g_optimizer.state, self._d_optimizer.state
+        addresses = self._g_trained[0].data_ptr(), self._d_trained[0].data_ptr()
+        if self._places is not None:
+            (g_state, d_state), known = self._places
+            if states[0] is not g_state or states[1] is not d_state or addresses != known:
+                graphs.reset()
+        self._places = states, addresses
 
     def _draw_latents(self, count: int) -> Tensor:
         """Draw latents for `count` images: in several processes, this one's share of the draw for the joint batch."""

@@ -5,19 +5,24 @@ on; tests/test_gpu.py compares the real ones.
 """
 
 import copy
+import gc
 import logging
 import pickle
 import re
 import threading
 import warnings
+import weakref
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from weakref import WeakSet
 
 import pytest
 import torch
 from recorder import RecordedStep, is_recording, state_of
 
+import dcgan.trainer
 from dcgan import Discriminator, Generator, Trainer, _cuda_graphs
+from dcgan._devices import device_defaults
 from dcgan._optim import hyperparameters
 
 OPTIONS = [
@@ -372,6 +377,12 @@ class OldFakeGraph(FakeGraph):
         self.states = [self.cuda.default.state, rng.state]
 
 
+class SideStream(str):
+    """A stream by its name."""
+
+    cuda_stream = 1
+
+
 class FakeCuda:
     """What `CudaGraphStep` uses of torch, with the state that a capture leaves behind.
 
@@ -387,7 +398,8 @@ class FakeCuda:
         monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: (OldFakeGraph if self.old else FakeGraph)(self))
         monkeypatch.setattr(torch.cuda, "graph", self.graph)
-        monkeypatch.setattr(torch.cuda, "Stream", lambda device: "side")
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: SideStream("side"))
+        monkeypatch.setattr(torch.cuda, "device", nullcontext)
         monkeypatch.setattr(torch.cuda, "stream", self.stream)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.streams[-1])
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1 + len(self.used)))
@@ -571,6 +583,87 @@ def test_copies_record_their_own_steps():
         assert metrics == expected
     assert twin._cuda_graphs._graphs
     assert_same(captured, twin)
+
+
+def test_casts_that_the_caller_keeps_are_not_captured():
+    captured, plain = (trainer_of(captured=captured, precision="bf16") for captured in (True, False))
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as in a framework's mixed precision
+        for real in batches(12):
+            captured.generator(torch.randn(2, 4)).sum()  # which keeps casts of the weights
+            captured.step(real)
+            plain.step(real)
+    assert captured._cuda_graphs._graphs
+    weights = [parameter for trainer in (captured, plain) for parameter in trainer.discriminator.parameters()]
+    half = len(weights) // 2
+    assert all(torch.equal(one, other) for one, other in zip(weights[:half], weights[half:], strict=True))
+
+
+@pytest.mark.parametrize("change", ["state", "memory"])
+def test_what_a_graph_reads_may_move(change):
+    captured, plain = trainer_of(captured=True), trainer_of(captured=False)
+    for index, real in enumerate(batches(20)):
+        for trainer in (captured, plain):
+            if index == 10 and change == "state":
+                trainer.g_optimizer.load_state_dict(copy.deepcopy(trainer.g_optimizer.state_dict()))
+            elif index == 10:
+                for parameter in trainer.generator.parameters():  # as cpu() and cuda() do
+                    parameter.data = parameter.data.clone()
+            trainer.step(real)
+    assert captured._cuda_graphs._graphs
+    assert_same(captured, plain)
+
+
+def test_a_trainer_is_freed_with_its_last_reference(monkeypatch):
+    defaults = device_defaults(torch.device("cpu"))._replace(cuda_graphs=True)  # as on a GPU
+    monkeypatch.setattr(dcgan.trainer, "device_defaults", lambda device: defaults)
+    trainer = trainer_of(captured=False)
+    assert trainer._cuda_graphs is not None
+    alive = weakref.ref(trainer)
+    for twin in (copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer))):
+        assert twin._cuda_graphs._step._method().__self__ is twin
+    gc.disable()
+    try:
+        del trainer
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_two_steps_capture_on_two_streams(monkeypatch):
+    numbers = iter([1, 1, 1, 2, 1, 1])
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(cuda_stream=next(numbers)))
+    steps = [_cuda_graphs.CudaGraphStep(print, torch.device("cuda", 0), None, lambda: None) for _ in range(2)]
+    assert [step._capture_stream().cuda_stream for step in steps] == [1, 2]
+    assert steps[0]._capture_stream().cuda_stream == 1
+    del steps[0]
+    other = _cuda_graphs.CudaGraphStep(print, torch.device("cuda", 0), None, lambda: None)
+    assert other._capture_stream().cuda_stream == 1
+
+
+def test_copies_of_optimisers_keep_what_they_were_built_with():
+    trainer = trainer_of(captured=False)
+    trainer._g_optimizer = torch.optim.Adam(trainer.generator.parameters(), fused=True)
+    twin = copy.deepcopy(trainer)
+    for name in ("_step_supports_amp_scaling", "_warned_capturable_if_run_uncaptured"):
+        assert getattr(twin.g_optimizer, name) is getattr(trainer.g_optimizer, name) is True
+
+
+def test_a_compiler_that_fails_in_a_step_does_not_end_training(monkeypatch, caplog):
+    def compiling(function, **options):
+        def compiled(*inputs):
+            raise torch._dynamo.exc.TorchDynamoException("no kernel for this")
+
+        return compiled if isinstance(function, Generator | Discriminator) else function
+
+    monkeypatch.setattr(torch, "compile", compiling)
+    captured, plain = trainer_of(captured=True), trainer_of(captured=False)
+    captured._compile_networks()
+    for real in batches(8):
+        captured.step(real)
+        plain.step(real)
+    assert captured._cuda_graphs._graphs
+    assert "the networks are no longer compiled: no kernel for this" in caplog.text
+    assert_same(captured, plain)
 
 
 def test_users_optimisers_are_made_capturable():

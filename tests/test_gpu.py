@@ -14,7 +14,10 @@ from dcgan import Discriminator, Generator, Trainer
 # Without it, matrix products are refused under deterministic algorithms; torch reads it once in a process.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")]
+# The last two come of compiling, once a process.
+IGNORED = ["Synchronization debug mode is a prototype", "The .grad attribute of a Tensor that is not a leaf"]
+IGNORED += ["TensorFloat32 tensor cores"]
+pytestmark = [pytest.mark.gpu, *(pytest.mark.filterwarnings(f"ignore:{message}") for message in IGNORED)]
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2, "fp16": 1e-2}  # of float32, as it is computed without TF32
 OPTIONS = [
@@ -78,6 +81,8 @@ def test_a_step_on_a_gpu_agrees_with_one_on_the_cpu(precision, tolerance, monkey
     results = []
     for device, mode in (("cpu", "fp32"), ("cuda", precision)):
         trainer = Trainer(*pair(device), precision=mode)
+        if mode == "fp16":  # from its usual scale, the first update overflows, and is skipped
+            trainer.g_scaler, trainer.d_scaler = (torch.amp.GradScaler(device, init_scale=2.0**8) for _ in range(2))
         monkeypatch.setattr(dcgan.trainer, "sample_latents", lambda *_, device=device, **__: z.to(device))
         results.append({name: value.item() for name, value in trainer.step(real).items()})
         trainer.check()
@@ -85,8 +90,7 @@ def test_a_step_on_a_gpu_agrees_with_one_on_the_cpu(precision, tolerance, monkey
         assert abs(results[1][name] - value) < tolerance * max(1, abs(value))
 
 
-@pytest.mark.parametrize("compile_", ["graph", "full"])
-@pytest.mark.parametrize("steps", [1, 50, 500])
+@pytest.mark.parametrize(("compile_", "steps"), [("graph", 5), ("graph", 50), ("graph", 500), ("full", 50)])
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_a_captured_step_equals_the_eager_one(precision, steps, compile_):
     captured = trainer_of(precision=precision, compile=compile_)
@@ -101,6 +105,7 @@ def test_a_captured_step_equals_the_eager_one(precision, steps, compile_):
             torch.testing.assert_close(metrics[name], value, rtol=TOLERANCE[precision], atol=TOLERANCE[precision])
         assert deviation(captured, plain) < 10 * TOLERANCE[precision]
     assert captured._cuda_graphs._graphs
+    assert (captured._g_forward is captured.generator) == (compile_ == "graph")
     captured.check()
 
 
