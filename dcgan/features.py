@@ -30,6 +30,7 @@ Activations = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 """Maps `(N, C, h, w)`: of one stage, or of several in order."""
 
 _AUTHORS_BATCH = 128  # of the statistics that they freeze
+_SPARE_NEIGHBORS = 8  # candidates beyond those asked for
 _MAX_REDUCED = 4096  # images, beyond which the eigenvectors take longer than they save
 
 
@@ -268,12 +269,14 @@ def nearest_neighbors(
     queries, references = (_as_points(x) for x in (queries, references))
     distances, indices = [], []
     for batch in torch.split(queries, batch_size):
-        near = torch.cdist(batch, references).topk(k, largest=False).indices
-        # Anew, since those of cdist are differences of squares: two equal images would not be at 0.
+        # Anew, and of some more, since those of cdist are differences of squares: two equal images would not be at 0,
+        # and of several near ones the nearest may be missed.
+        candidates = min(k + _SPARE_NEIGHBORS, len(references))
+        near = torch.cdist(batch, references).topk(candidates, largest=False).indices
         exact = torch.stack([(batch - references[column]).norm(dim=1) for column in near.T], 1)
         ordered, positions = exact.sort(dim=1)
-        distances.append(ordered)
-        indices.append(near.gather(1, positions))
+        distances.append(ordered[:, :k])
+        indices.append(near.gather(1, positions)[:, :k])
     return torch.cat(distances), torch.cat(indices)
 
 

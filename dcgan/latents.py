@@ -137,10 +137,11 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     unit_a, unit_b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
     # Precise for small angles too, unlike the arc cosine (Kahan, 2006).
     angle = 2 * torch.atan2((unit_a - unit_b).norm(dim=-1, keepdim=True), (unit_a + unit_b).norm(dim=-1, keepdim=True))
-    direction = (torch.sin((1 - t) * angle) * unit_a + torch.sin(t * angle) * unit_b) / torch.sin(angle)
+    has_arc = torch.sin(angle) > 1e-4
+    sine = torch.where(has_arc, torch.sin(angle), 1.0)  # or gradients would be of a division by zero
+    direction = (torch.sin((1 - t) * angle) * unit_a + torch.sin(t * angle) * unit_b) / sine
     norm_a, norm_b = a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True)
-    has_arc = (torch.sin(angle) > 1e-4) & (norm_a * norm_b > 0)
-    return torch.where(has_arc, torch.lerp(norm_a, norm_b, t) * direction, torch.lerp(a, b, t))
+    return torch.where(has_arc & (norm_a * norm_b > 0), torch.lerp(norm_a, norm_b, t) * direction, torch.lerp(a, b, t))
 
 
 def _share(t: float | Tensor, like: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from dcgan import Generator, data
 from dcgan.cli import _evaluate
 from dcgan.generate import sample_uint8
-from dcgan.metrics import frechet_distance, image_features
+from dcgan.metrics import frechet_distance, image_features, pixel_shares
 
 
 def figures_of(path):
@@ -45,7 +45,7 @@ def test_figures_are_of_the_images_that_are_named(model, tmp_path, capsys):
     assert "digits, train: 300 images, of 1,797, at 16x16x1 by crop" in text
     assert "1,200 images of seed 3, by running BatchNorm statistics" in text
     assert f"{figures['frechet_distance']:.4g}" in text
-    assert "100 subsets of 300 images" in text
+    assert "100 subsets of 300 of 300 images" in text
     assert "among 300 images of either kind" in text
     assert "± 1 standard deviation" in text
     record = json.loads(out.read_text())
@@ -222,6 +222,22 @@ def test_a_constant_generator_shows_in_every_figure(tmp_path, capsys):
     assert figures["diversity"] == pytest.approx(0, abs=1e-6)
     assert "100.00%" in text
     assert figures["frechet_distance"] > 10
+
+
+@pytest.mark.parametrize("number", [50, 400])
+def test_pixels_of_as_many_real_images_are_counted(number, tmp_path, capsys):
+    Generator(image_size=16, base_channels=2, channels=1).save_pretrained(tmp_path / "model")
+    options = ("--data", "digits", "--real-number", 300, "--cache-dir", tmp_path / "cache", "-n", number, "--force")
+    for _ in range(2):  # the second time from the cache
+        text = said(
+            capsys, "evaluate", tmp_path / "model", *options, "-n", number, "--out", tmp_path / "o.json", "--force"
+        )
+    real = data.load("digits", image_size=16, channels=1)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(real))[:300])
+    counted = chosen[np.sort(np.random.default_rng(1).permutation(300)[: min(number, 300)])]
+    shares = pixel_shares(real.batch(counted).contiguous())
+    assert f"alike in {min(number, 300)} images; of as many real ones {shares.dead:.2%}" in text
+    assert f"of real images {shares.saturated:.2%}" in text
 
 
 def test_a_conditional_generator_is_judged_by_what_its_classes_teach(tmp_path, capsys):

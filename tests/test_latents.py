@@ -107,7 +107,10 @@ def test_slerp_is_straight_where_there_is_no_arc(scale):
     a = seeded_latents(1, 5, seed=0)[0]
     for ends in ((a, scale * a), (scale * a, a)):
         torch.testing.assert_close(slerp(*ends, 0.25), lerp(*ends, 0.25))
-        assert slerp(*ends, 0.25).isfinite().all()
+        a_end, b_end = (end.clone().requires_grad_() for end in ends)
+        point = slerp(a_end, b_end, 0.25)
+        assert point.isfinite().all()
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(point.sum(), (a_end, b_end)))
 
 
 def test_a_small_angle_is_precise_in_single_precision():

@@ -10,6 +10,7 @@ from networks import randomize_batchnorms
 from PIL import Image
 from torch import nn
 
+import dcgan.visualize
 from dcgan import Discriminator, Generator, cli
 from dcgan.visualize import (
     ReceptiveField,
@@ -369,6 +370,23 @@ def test_features_of_samples_are_drawn(small, capsys):
     out = visualize(capsys, "features", small, "-n", 30, "--feature", 3, 0, "--patches", 3, "--stage", "8x12")
     assert out == "features.png: features 3, 0 of 4 at stage 8x12, over 30 images"
     assert pixels("features.png").shape == (2 * 26 + 2 + 12, 2 * (6 * 26 + 2) + 12, 3)
+
+
+def test_a_discriminator_sees_images_in_the_range_of_its_generator(tmp_path, capsys, monkeypatch):
+    options = {"image_size": 16, "base_channels": 4}
+    generator = Generator(latent_dim=8, output="sigmoid", **options)
+    generator.save_pretrained(tmp_path / "sigmoid")
+    Discriminator(**options).save_pretrained(tmp_path / "sigmoid")
+    seen = []
+    strongest = dcgan.visualize.strongest_responses
+
+    def recorded(stage, batches, k):
+        seen.extend(batches)
+        return strongest(stage, batches, k)
+
+    monkeypatch.setattr(dcgan.visualize, "strongest_responses", recorded)
+    visualize(capsys, "features", tmp_path / "sigmoid", "-n", 6, "--feature", 0, "--patches", 2)
+    torch.testing.assert_close(seen[0], generator.eval().sample(6, seed=0), rtol=0, atol=0.6 / 255)
 
 
 def test_features_are_found_in_a_dataset(small, capsys):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _VERSION = 1  # part of the name of cached statistics: raise it when the same images and network give others
 _MIN_FID = 10_000  # images, below which a FID says more about their number than about them
 _COMPARED = 10_000  # images of either kind, at most, of whose features each one is compared with each other one
-_PIXELS = 2_000  # images of either kind whose pixels are counted, always as many, since the share depends on it
+_PIXELS = 2_000  # images of either kind, at most, whose pixels are counted: as many of both, since shares depend on it
 _PART = 500  # images at once
 _TESTED = [name for name in get_args(LabelledName) if name not in ("digits", "folder", "wds", "hf")]  # by their makers
 _SUBSETS, _SUBSET_SIZE, _NEIGHBORS, _SPLITS = 100, 1000, 3, 10  # the usual ones
@@ -131,7 +131,7 @@ def evaluate(
     hashed = f", weights {extractor.identity}" if extractor.identity else ""
     say(f"features   {features}: {reference.features.shape[1]:,} an image{hashed}")
     with exit_on_error():
-        figures = _measure(images, reference)
+        figures = _measure(images, reference, _compare_pixels(real, real_count, images.pixels))
         if real.labels is not None:
             figures.append(_measure_classes(real, real.labels, images.pixels, generator.config["num_classes"]))
     say_table([["figure", "value", "how"], *([figure.name, str(figure), figure.how] for figure in figures)])
@@ -258,12 +258,11 @@ def _compute_parts(label: str, number: int, compute: Callable[[int, int], T]) ->
 
 
 class _Reference(NamedTuple):
-    """What figures need to know of real images: `moments` of all, features `(N, F)` in random order, and pixels."""
+    """What figures need to know of real images: `moments` of all, and features `(N, F)` in random order."""
 
     number: int
     moments: "Moments"
     features: "Tensor"
-    pixels: "PixelShares"
 
 
 def _measure_reference(
@@ -277,7 +276,7 @@ def _measure_reference(
 
     path = None
     if folder is not None and real.fingerprint and extractor.identity:
-        known = repr((_VERSION, real.fingerprint, extractor.identity, _COMPARED, _PIXELS))
+        known = repr((_VERSION, real.fingerprint, extractor.identity, _COMPARED))
         name = re.sub(r"[^\w.-]", "_", extractor.name)
         digest = hashlib.sha256(known.encode()).hexdigest()[:16]
         path = folder / f"reference-{real.name}-{count}-{name}-{digest}.npz"
@@ -290,7 +289,7 @@ def _measure_reference(
         arrays = {"mean": mean.numpy(), "covariance": covariance.numpy(), "features": reference.features.numpy()}
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, durable=False) as file:
-            np.savez(file, allow_pickle=False, pixels=np.array(reference.pixels), **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
     return reference
 
 
@@ -301,12 +300,10 @@ def _read_reference(path: Path, count: int) -> _Reference | None:
     import numpy as np
     import torch
 
-    from dcgan.metrics import PixelShares
-
     try:
         with np.load(path) as arrays:
             mean, covariance, features = (torch.from_numpy(arrays[key]) for key in ("mean", "covariance", "features"))
-            return _Reference(count, (mean, covariance), features, PixelShares(*map(float, arrays["pixels"])))
+            return _Reference(count, (mean, covariance), features)
     except (OSError, EOFError, ValueError, KeyError, BadZipFile):  # as NumPy finds damage
         return None
 
@@ -317,9 +314,9 @@ def _compute_reference(
     import numpy as np
     import torch
 
-    from dcgan.metrics import moments, pixel_shares
+    from dcgan.metrics import moments
 
-    chosen = np.sort(np.random.default_rng(0).permutation(real.count)[:count])  # as `dcgan train` chooses them
+    chosen = _choose(real, count)
 
     def compute(start: int, end: int) -> "Tensor":
         return extractor(real.batch(chosen[start:end]), batch_size=batch_size)
@@ -328,8 +325,13 @@ def _compute_reference(
         return None
     features = torch.cat(parts)
     order = np.random.default_rng(1).permutation(count)
-    pixels = pixel_shares(real.batch(chosen[np.sort(order[:_PIXELS])]).contiguous())
-    return _Reference(count, moments(features), features[order[:_COMPARED]], pixels)
+    return _Reference(count, moments(features), features[order[:_COMPARED]])
+
+
+def _choose(real: _RealImages, count: int) -> "np.ndarray":
+    import numpy as np
+
+    return np.sort(np.random.default_rng(0).permutation(real.count)[:count])  # as `dcgan train` chooses them
 
 
 class _Generated(NamedTuple):
@@ -359,6 +361,24 @@ def _generate(
     return _Generated(features, logits, pixels)  # type: ignore[arg-type]  # only logits may be missing
 
 
+class _PixelShares(NamedTuple):
+    number: int
+    generated: "PixelShares"
+    real: "PixelShares"
+
+
+def _compare_pixels(real: _RealImages, count: int, generated: "Tensor") -> _PixelShares:
+    """Return the shares of dead and saturated pixels in as many generated and real images."""
+    import numpy as np
+
+    from dcgan.metrics import pixel_shares
+
+    number = min(_PIXELS, count, len(generated))
+    order = np.random.default_rng(1).permutation(count)
+    chosen = _choose(real, count)[np.sort(order[:number])]
+    return _PixelShares(number, pixel_shares(generated[:number]), pixel_shares(real.batch(chosen).contiguous()))
+
+
 class _Figure(NamedTuple):
     key: str
     name: str
@@ -371,8 +391,8 @@ class _Figure(NamedTuple):
         return f"{self.value:{self.digits}}" + ("" if self.spread is None else f" ± {self.spread:.2g}")
 
 
-def _measure(images: _Generated, reference: _Reference) -> list[_Figure]:
-    from dcgan.metrics import diversity, frechet_distance, kernel_distance, pixel_shares, precision_recall
+def _measure(images: _Generated, reference: _Reference, shares: "_PixelShares") -> list[_Figure]:
+    from dcgan.metrics import diversity, frechet_distance, kernel_distance, precision_recall
 
     fake, logits, number = images.features, images.logits, len(images.features)
     compared = min(number, _COMPARED, len(reference.features))
@@ -380,15 +400,16 @@ def _measure(images: _Generated, reference: _Reference) -> list[_Figure]:
     distance = frechet_distance(reference.moments, fake)
     kernel, spread = kernel_distance(reference.features, fake[:_COMPARED], subsets=_SUBSETS, subset_size=_SUBSET_SIZE)
     precision, recall = precision_recall(reals, fakes, neighbors=_NEIGHBORS)
-    shares = pixel_shares(images.pixels[:_PIXELS])
 
     size = min(_SUBSET_SIZE, len(reference.features), number)
     names = ("Fréchet distance", "kernel distance") if logits is None else ("FID", "KID")
     subsets = (
-        f"{_SUBSETS} subsets of {size:,} images, ± 1 standard deviation" if spread else f"{size:,} images of either"
+        f"{_SUBSETS} subsets of {size:,} of {compared:,} images, ± 1 standard deviation"
+        if spread
+        else f"{size:,} images of either"
     )
     near = f"{_NEIGHBORS} neighbours among {compared:,} images of either kind"
-    dead = f"alike in {min(number, _PIXELS):,} images; of real ones {reference.pixels.dead:.2%}"
+    dead = f"alike in {shares.number:,} images; of as many real ones {shares.real.dead:.2%}"
     figures = [
         _Figure("frechet_distance", names[0], distance, f"{number:,} generated and {reference.number:,} real images"),
         _Figure(
@@ -403,12 +424,12 @@ def _measure(images: _Generated, reference: _Reference) -> list[_Figure]:
         _Figure(
             "diversity", "diversity", diversity(reals, fakes), f"of {compared:,} images; real ones have 1", digits=".3f"
         ),
-        _Figure("dead_pixels", "dead pixels", shares.dead, dead, digits=".2%"),
+        _Figure("dead_pixels", "dead pixels", shares.generated.dead, dead, digits=".2%"),
         _Figure(
             "saturated_pixels",
             "saturated pixels",
-            shares.saturated,
-            f"of real images {reference.pixels.saturated:.2%}",
+            shares.generated.saturated,
+            f"of real images {shares.real.saturated:.2%}",
             digits=".2%",
         ),
     ]

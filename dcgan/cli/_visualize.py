@@ -111,15 +111,16 @@ def features(
             pixels = _load_data(discriminator, data or "folder", root, number)
         if len(pixels) < patches:
             raise UsageError(f"--patches {patches} needs as many images, got {len(pixels)}")
-        width = Stage(discriminator, name)(_batches(discriminator, pixels[:1])[0]).shape[1]
+        value_range = _value_range(model)
+        width = Stage(discriminator, name)(_batches(discriminator, pixels[:1], value_range)[0]).shape[1]
         if wrong := [number for number in feature if not 0 <= number < width]:
             raise UsageError(f"--feature must be from 0 to {width - 1} at stage {name}, got {wrong[0]}")
     with exit_on_error(running=True):
         chosen = torch.tensor(feature)
-        batches = _batches(discriminator, pixels)
+        batches = _batches(discriminator, pixels, value_range)
         networks = {"trained": discriminator, "random": randomize(discriminator, batches[:10])}
         blocks = [
-            _title(_draw_responses(Stage(network, name), batches, chosen, patches), f"{label}, {name}")
+            _title(_draw_responses(Stage(network, name), batches, value_range, chosen, patches), f"{label}, {name}")
             for label, network in networks.items()
         ]
         save_picture(out, _side_by_side(blocks))
@@ -223,17 +224,30 @@ def _load_data(discriminator: "Discriminator", name: DatasetName, root: Path | N
         raise UsageError(f"{file} {reason}") from error
 
 
-def _batches(network: "nn.Module", pixels: "Tensor") -> "list[Tensor]":
+def _value_range(model: str) -> tuple[float, float]:
+    """Return the range of the images that a discriminator has seen, which is that of its generator's."""
+    from dcgan.images import VALUE_RANGES
+    from dcgan.models import Generator
+
+    try:
+        return VALUE_RANGES[Generator.from_pretrained(model).config["output"]]
+    except FileNotFoundError:  # of a discriminator alone
+        return VALUE_RANGES["tanh"]
+
+
+def _batches(network: "nn.Module", pixels: "Tensor", value_range: tuple[float, float]) -> "list[Tensor]":
     """Return images in batches as a discriminator takes them, on its device."""
     import torch
 
     from dcgan.images import from_uint8
 
     device = next(network.parameters()).device
-    return [from_uint8(batch.contiguous()).to(device) for batch in torch.split(pixels, _BATCH_SIZE)]
+    return [from_uint8(batch.contiguous(), value_range).to(device) for batch in torch.split(pixels, _BATCH_SIZE)]
 
 
-def _draw_responses(stage: "nn.Module", batches: "list[Tensor]", chosen: "Tensor", patches: int) -> "Tensor":
+def _draw_responses(
+    stage: "nn.Module", batches: "list[Tensor]", value_range: tuple[float, float], chosen: "Tensor", patches: int
+) -> "Tensor":
     """Return a row for each feature, its patches and their guided backpropagation, as one picture `(K, H, W)`."""
     import torch
     from einops import rearrange
@@ -247,7 +261,8 @@ def _draw_responses(stage: "nn.Module", batches: "list[Tensor]", chosen: "Tensor
     field = receptive_field(stage, batches[0])
     seen = torch.cat(batches)[index]  # (F·k, K, H, W)
     gradients = guided_backprop(stage, seen, chosen.repeat_interleave(patches), rows, columns)
-    pictures = [crop(seen, rows, columns, field), normalize(crop(gradients, rows, columns, field))]
+    shown = images.from_uint8(images.to_uint8(crop(seen, rows, columns, field), value_range))
+    pictures = [shown, normalize(crop(gradients, rows, columns, field))]
     both = rearrange(torch.stack(pictures), "two (f k) c h w -> (f two k) c h w", k=patches)
     return images.grid(images.enlarge(images.to_uint8(both), 24), columns=2 * patches).cpu()
 
