@@ -229,9 +229,7 @@ def test_pixels_of_as_many_real_images_are_counted(number, tmp_path, capsys):
     Generator(image_size=16, base_channels=2, channels=1).save_pretrained(tmp_path / "model")
     options = ("--data", "digits", "--real-number", 300, "--cache-dir", tmp_path / "cache", "-n", number, "--force")
     for _ in range(2):  # the second time from the cache
-        text = said(
-            capsys, "evaluate", tmp_path / "model", *options, "-n", number, "--out", tmp_path / "o.json", "--force"
-        )
+        text = said(capsys, "evaluate", tmp_path / "model", *options, "--out", tmp_path / "o.json")
     real = data.load("digits", image_size=16, channels=1)
     chosen = np.sort(np.random.default_rng(0).permutation(len(real))[:300])
     counted = chosen[np.sort(np.random.default_rng(1).permutation(300)[: min(number, 300)])]

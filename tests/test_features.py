@@ -280,7 +280,7 @@ def test_a_copy_among_bright_images_is_at_distance_0():
 
 def test_the_nearest_of_near_copies_is_found():
     torch.manual_seed(0)
-    originals = torch.rand(200, 7168) * 4
+    originals = torch.rand(200, 7168) * 20
     references = torch.cat([originals + scale * torch.randn_like(originals) for scale in (5e-3, 0)])
     _, indices = nearest_neighbors(originals + 1e-3 * torch.randn_like(originals), references)
     assert indices[:, 0].tolist() == list(range(200, 400))
