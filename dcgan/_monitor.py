@@ -38,9 +38,18 @@ class StepMonitor:
         value_range: Range of the generator's images; None if unknown, and real images may then have any.
         expects_logits: Whether the loss applies a sigmoid: a discriminator whose outputs all lie in [0, 1] then
             seems to end in one that should be removed.
+        target: What D(x) is trained to be, 1 without label smoothing.
     """
 
-    def __init__(self, device: torch.device, value_range: tuple[float, float] | None, *, expects_logits: bool):
+    def __init__(
+        self,
+        device: torch.device,
+        value_range: tuple[float, float] | None,
+        *,
+        expects_logits: bool,
+        target: float = 1.0,
+    ):
+        self._target = target
         self._value_range, self._expects_logits = value_range, expects_logits
         self._scaled_range = torch.tensor(value_range or (-1.0, 1.0), dtype=torch.float32, device=device)
         self._first_nonfinite = torch.empty(len(_SOURCES), dtype=torch.int64, device=device)
@@ -109,7 +118,7 @@ class StepMonitor:
         if len(variety):
             self._record_variety(*variety)
         if self._expects_logits and "d_real" in metrics:
-            saturated = (metrics["d_real"] > _SATURATED[0]) & (metrics["d_fake"] < _SATURATED[1])
+            saturated = (metrics["d_real"] > _SATURATED[0] * self._target) & (metrics["d_fake"] < _SATURATED[1])
             self._saturated.copy_((self._saturated + 1) * saturated)
 
     def _measure_variety(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -165,7 +174,8 @@ class StepMonitor:
         if alike >= _STEPS_TO_WARN:
             return f"for {alike} steps, the images that were generated for a batch have been almost the same"
         if saturated >= _STEPS_TO_WARN:
-            return f"for {saturated} steps, D(x) has been above {_SATURATED[0]} and D(G(z)) below {_SATURATED[1]}"
+            above = f"{_SATURATED[0] * self._target:.3g}"
+            return f"for {saturated} steps, D(x) has been above {above} and D(G(z)) below {_SATURATED[1]}"
         if recorded >= 2 * _STEPS_TO_WARN and distance > _SWINGING * spread > 0:
             return (
                 f"over {_STEPS_TO_WARN} steps, the generated images have swung from one kind to another: their mean by "

@@ -3,7 +3,7 @@
 Works on any module whose parameters and buffers stay in place.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -31,22 +31,30 @@ def update_average(average: nn.Module, network: nn.Module, weight: Tensor) -> No
         copied.copy_(buffer)
 
 
-def estimate_generator_statistics(generator: nn.Module, z: Tensor, *, num_classes: int | None = None) -> None:
+def estimate_generator_statistics(
+    generator: nn.Module, z: Tensor, *, num_classes: int | None = None, frozen: Container[str] = ()
+) -> None:
     """Set the running statistics of a generator's BatchNorms as `estimate_batchnorm_statistics`, in eight batches.
 
     Args:
         generator: Any module that maps latents to images, or latents and labels `(N,)`.
         z: Latents `(8N, Z)`, or of another shape that the generator takes; on any device.
         num_classes: Number of classes of a conditional generator, which come in turn.
+        frozen: As for `estimate_batchnorm_statistics`.
     """
     inputs = [z.to(next(generator.parameters()).device)]
     if num_classes is not None:
         inputs.append(torch.arange(len(z), device=inputs[0].device).remainder(num_classes))
-    estimate_batchnorm_statistics(generator, zip(*(tensor.chunk(8) for tensor in inputs), strict=True))
+    batches = zip(*(tensor.chunk(8) for tensor in inputs), strict=True)
+    estimate_batchnorm_statistics(generator, batches, frozen=frozen)
 
 
 def estimate_batchnorm_statistics(
-    network: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]], *, unbiased: bool = True
+    network: nn.Module,
+    batches: Iterable[Tensor | tuple[Tensor, ...]],
+    *,
+    unbiased: bool = True,
+    frozen: Container[str] = (),
 ) -> None:
     """Set the running statistics of every BatchNorm to the means of the batches' own means and variances.
 
@@ -60,11 +68,16 @@ def estimate_batchnorm_statistics(
             `(z, labels)`.
         unbiased: Average the unbiased variances, as PyTorch's running statistics and `update_bn` do; the paper's
             authors freeze the mean of the biased ones (`infer_bnorm_stats` in their code).
+        frozen: Names of those modules of the network that keep the statistics they have.
 
     Raises:
         ValueError: If there is no batch.
     """
-    norms = [module for module in network.modules() if isinstance(module, BATCH_NORMS) and module.track_running_stats]
+    norms = [
+        module
+        for name, module in network.named_modules()
+        if isinstance(module, BATCH_NORMS) and module.track_running_stats and name not in frozen
+    ]
     sums: dict[nn.Module, Tensor] = {}
     calls: dict[nn.Module, int] = dict.fromkeys(norms, 0)
 

@@ -31,7 +31,7 @@ from dcgan._monitor import StepMonitor
 from dcgan._precision import autocast, grad_scaler
 from dcgan._random import global_seed
 from dcgan.augment import Augmentation, augment, get_augmentations
-from dcgan.ema import ema_weight, estimate_generator_statistics, update_average
+from dcgan.ema import BATCH_NORMS, ema_weight, estimate_generator_statistics, update_average
 from dcgan.images import from_uint8
 from dcgan.latents import LatentSampler, derive_seed, sample_latents, seeded_latents
 from dcgan.layers import expect_labels
@@ -214,7 +214,9 @@ class Trainer(Generic[G, D]):
         self._step_count = torch.zeros((), dtype=torch.int64, device=self.device)
         self._batches_seen = 0  # since the trainer was built or loaded
         self._warned: set[str] = set()
-        self._monitor = StepMonitor(self.device, value_range, expects_logits=self._loss.score is probability)
+        self._monitor = StepMonitor(
+            self.device, value_range, expects_logits=self._loss.score is probability, target=1 - label_smoothing
+        )
         self._g_forward: Callable[..., Tensor] = generator  # compiled, where that was asked for
         self._d_forward: Callable[..., Tensor] = discriminator
         self._compile, self._cuda_graphs = compile, None
@@ -440,7 +442,10 @@ class Trainer(Generic[G, D]):
         network = _still_copy(self._generator if self._ema is None else self._ema)
         if self._ema is not None:
             z = statistics_latents(self._latent_shape, self._latent, self.seed).to(self._dtype)
-            estimate_generator_statistics(network, z, num_classes=self._num_classes)
+            norms = [(n, m) for n, m in self._generator.named_modules() if isinstance(m, BATCH_NORMS)]
+            # Those that are in evaluation mode alone have statistics of their own, which are not to be replaced.
+            frozen = {name for name, norm in norms if self._generator.training and not norm.training}
+            estimate_generator_statistics(network, z, num_classes=self._num_classes, frozen=frozen)
         return network
 
     def state_dict(self) -> dict[str, Any]:

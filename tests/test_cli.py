@@ -208,6 +208,13 @@ THEIRS = {
     "--dataroot faces --niter 3": (
         "dcgan train --recipe tutorial --data folder --root faces --epochs 3 --batch-size 64"
     ),
+    "--dataset imagenet --dataroot X --niter 5": (
+        "dcgan train --recipe tutorial --data folder --root X --epochs 5 --batch-size 64"
+    ),
+    "--dataset lsun --dataroot X --niter 5 --batchSize 32": (
+        "dcgan train --recipe tutorial --data lsun --root X --epochs 5 --batch-size 32 --classes bedroom"
+    ),
+    "--dataset fake --dataroot X --niter 5": "dcgan train --recipe tutorial --data fake --epochs 5 --batch-size 64",
     "-load_path m.pth": "dcgan generate m.pth after dcgan convert m.pth FOLDER",
     "train --niter 5 --lr 0.1": "dcgan train --epochs 5 --lr 0.1",
     "train --nz 9 --ngf 8 --ndf 4 --manualSeed 1 --accel": (

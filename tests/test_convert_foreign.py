@@ -531,7 +531,10 @@ def configs(converted):
 
 def test_statistics_that_were_never_computed_are_estimated(tmp_path):
     torch.manual_seed(0)
-    network = Named()  # as the average of the weights alone leaves it
+    network = Named()
+    expect_same(convert([save_state(network, tmp_path / "untrained.pth")]), network)
+    for name in ("norm_a", "norm_b", "norm_c"):  # as the average of the weights alone has them
+        nn.init.normal_(getattr(network, name).bias, 0, 0.02)
     converted = convert([save_state(network, tmp_path / "g.pth")])
     assert any("BatchNorm statistics estimated from 32 batches of 128 normal latents" in n for n in converted.notes)
     assert not any("no assumption explains" in note for note in converted.notes)

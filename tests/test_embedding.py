@@ -101,6 +101,26 @@ def test_frozen_layers_stay_as_they_are(caplog):
     assert not caplog.records
 
 
+def test_the_average_keeps_the_statistics_of_frozen_layers():
+    generator, discriminator = networks()
+    norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.eval()
+        norm.running_var.fill_(3.0)
+    trainer = Trainer(generator, discriminator, ema_decay=0.0)  # the average is the generator
+    trainer.fit(batches(2), 2)
+    z = torch.randn(4, generator.config["latent_dim"])
+    averaged = trainer.averaged()
+    with torch.no_grad():
+        torch.testing.assert_close(averaged(z), copy.deepcopy(generator).eval()(z))
+    norms[0].train()  # and no other
+    first = next(name for name, module in generator.named_modules() if module is norms[0])
+    estimated = trainer.averaged()
+    after = {name: norm for name, norm in estimated.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+    changed_norms = {name for name, norm in after.items() if (norm.running_var != 3.0).any()}
+    assert changed_norms == {first}
+
+
 def test_adapters_are_trained_and_merged(caplog):
     peft = pytest.importorskip("peft")
     pairs, reals = [], batches(3)

@@ -1251,6 +1251,16 @@ def test_the_automatic_rate_needs_a_width():
         Trainer(generator, discriminator, lr="fast")
 
 
+@pytest.mark.parametrize(("smoothing", "logit", "won"), [(0.1, 2.2, True), (0.1, 1.5, False), (0.0, 2.2, False)])
+def test_a_discriminator_that_has_won_is_as_sure_as_smoothed_labels_let_it(smoothing, logit, won):
+    monitor = StepMonitor(torch.device("cpu"), None, expects_logits=True, target=1 - smoothing)
+    images = torch.rand(16, 1, 4, 4)
+    metrics = {"d_loss": torch.zeros(()), "d_real": torch.tensor(logit).sigmoid(), "d_fake": torch.tensor(0.001)}
+    for step in range(120):
+        monitor.record(torch.tensor(step), images, torch.rand(16, 1, 4, 4), metrics)
+    assert (monitor.find_collapse() is not None) == won
+
+
 def test_a_discriminator_that_has_won_is_noticed(caplog):
     class Certain(nn.Module):
         """Knows the real images by their sign."""

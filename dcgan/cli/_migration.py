@@ -25,7 +25,19 @@ FLAGS = {"--cuda": "--device cuda", "--accel": "", "--mps": "--device mps"}  # t
 DROPPED = {"--ngpu"}  # with its value: one process trains on one device
 _NO_FILES = {("--netG", ""), ("--netD", "")}  # the script's own defaults
 _THEIR_DEFAULTS = [("--epochs", "25"), ("--batch-size", "64")]  # where the recipe has the tutorial's
+_FOLDERS = ("imagenet", "lfw")  # which the example takes as it does folders
 _WHOLE = {"--dataset", "--dataroot"}  # options that a command of the example has
+
+
+def _find_data(command: list[str]) -> None:
+    """Say where the example finds its sets: some are folders of class folders, and one needs no folder at all."""
+    name = command[command.index("--data") + 1] if "--data" in command[:-1] else ""
+    if name in _FOLDERS:
+        command[command.index("--data") + 1] = "folder"
+    if name == "lsun" and "--classes" not in command:
+        command += ["--classes", "bedroom"]
+    if name == "fake" and "--root" in command[:-1]:
+        del command[command.index("--root") : command.index("--root") + 2]
 
 
 def translate(arguments: list[str]) -> str | None:
@@ -46,6 +58,7 @@ def translate(arguments: list[str]) -> str | None:
             theirs = word.split(",") if before == "--classes" else [word]
             command += filter(None, (RENAMED.get(part, part) for part in theirs))
         before = word
+    _find_data(command)
     if _WHOLE & set(given):
         data = [] if "--dataset" in given else ["--data", "folder"]  # of which the tutorial names only the root
         command[2:2] = ["--recipe", "tutorial", *data]  # whose networks and rates are the script's

@@ -69,10 +69,13 @@ def follow_statistics(
 
 
 def lacks_statistics(generator: Generator, layout: str) -> bool:
-    """Whether running statistics are not stored, or never were computed, as in an average of the weights alone."""
+    """Whether running statistics are not stored, or those of a trained network never were computed.
+
+    Such is an average of the weights alone. A network that was not trained, whose shifts are zero, is left as it is.
+    """
     norms: list[Any] = [module for module in generator.modules() if isinstance(module, BATCH_NORMS)]
     initial = all(not norm.running_mean.any() and bool((norm.running_var == 1).all()) for norm in norms)
-    return layout == "authors" or (initial and bool(norms))
+    return layout == "authors" or (initial and any(bool(norm.bias.any()) for norm in norms))
 
 
 @torch.no_grad()
