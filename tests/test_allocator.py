@@ -16,7 +16,7 @@ def faults():
     for _ in range(10): torch.ones(16 * 2**20)  # 64 MiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
-print(faults())
+print(min(faults() for _ in range(3)))  # a kernel may reclaim memory meanwhile
 """
 
 
