@@ -636,8 +636,8 @@ def test_the_second_interrupt_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-# Not explained yet: after some 230 other tests in one process the interrupt is lost; alone, in its file and under load it
-# is not.
+# Not explained yet: after some 230 other tests in one process the interrupt is lost; alone, in its file and under load
+# it is not.
 LOST = pytest.mark.xfail(raises=subprocess.TimeoutExpired, strict=False, reason="lost after many other tests")
 
 
