@@ -31,7 +31,7 @@ from dcgan._monitor import StepMonitor
 from dcgan._precision import autocast, grad_scaler
 from dcgan._random import global_seed
 from dcgan.augment import Augmentation, augment, get_augmentations
-from dcgan.ema import BATCH_NORMS, ema_weight, estimate_generator_statistics, update_average
+from dcgan.ema import ema_weight, estimate_generator_statistics, update_average
 from dcgan.images import from_uint8
 from dcgan.latents import LatentSampler, derive_seed, sample_latents, seeded_latents
 from dcgan.layers import expect_labels
@@ -442,9 +442,9 @@ class Trainer(Generic[G, D]):
         network = _still_copy(self._generator if self._ema is None else self._ema)
         if self._ema is not None:
             z = statistics_latents(self._latent_shape, self._latent, self.seed).to(self._dtype)
-            norms = [(n, m) for n, m in self._generator.named_modules() if isinstance(m, BATCH_NORMS)]
-            # Those that are in evaluation mode alone have statistics of their own, which are not to be replaced.
-            frozen = {name for name, norm in norms if self._generator.training and not norm.training}
+            # Single modules in evaluation mode have statistics that are not to be replaced.
+            modules = self._generator.named_modules() if self._generator.training else ()
+            frozen = {name for name, module in modules if not module.training}
             estimate_generator_statistics(network, z, num_classes=self._num_classes, frozen=frozen)
         return network
 
