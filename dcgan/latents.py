@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere in PyTorch
 from einops import rearrange
+from numpy.random import SeedSequence  # NumPy would load it at its first use, and loading it can lose a Ctrl-C
 from torch import Tensor, nn
 
 from dcgan._choices import Distribution
@@ -41,7 +42,7 @@ def derive_seed(*words: int) -> int:
     if any(not 0 <= word < 2**64 for word in words):
         raise InputError(f"seeds must be non-negative integers of at most 64 bits, got {words}")
     halves = [half for word in words for half in divmod(word, 2**32)]  # so that every word has the same length
-    return int(np.random.SeedSequence(halves).generate_state(1, np.uint64)[0])
+    return int(SeedSequence(halves).generate_state(1, np.uint64)[0])
 
 
 def sample_latents(
