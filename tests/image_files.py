@@ -46,12 +46,13 @@ def everything(images):
     return images.batch(np.arange(len(images)))
 
 
-def python(script, *arguments):
+def python(script, *arguments, **options):
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *map(str, arguments)],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        **options,
     )
 
 

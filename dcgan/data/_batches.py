@@ -6,6 +6,7 @@ Shapes: N images, B a batch of them, K channels, H and W their sides.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -122,7 +123,8 @@ class Batches:
         try:
             yield from prefetch(executor, load_batch, itertools.count(self.start), depth=2)
         finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+            if not sys.is_finalizing():  # by then the thread has ended, and modules are being taken apart
+                executor.shutdown(wait=False, cancel_futures=True)
 
     def _gather_on_device(self, device: torch.device) -> Iterator[torch.Tensor]:
         import torch
