@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from dcgan import _optim
@@ -167,13 +168,20 @@ def expect_in_place(name: str, network: nn.Module, trained: list[nn.Parameter]) 
         )
 
 
-def warn_about_discriminator(discriminator: nn.Module, loss: LossName | Loss, *, gradient_penalty: bool) -> None:
-    """Warn of a sigmoid at its end under one of our losses, and of the gradient penalty with BatchNorm that is trained.
+def warn_about_discriminator(
+    discriminator: nn.Module, loss: LossName | Loss, *, gradient_penalty: bool, penalised: bool
+) -> None:
+    """Warn of a sigmoid or a critic without bounds under one of our losses, and of the gradient penalty with BatchNorm.
 
     R1 is defined per image as well, but helps BatchNorm nevertheless (docs/training.md, "A long run on CIFAR-10").
     """
     if isinstance(loss, str) and isinstance(_last_layer(discriminator), nn.Sigmoid):
         logger.warning("the discriminator ends in a sigmoid, but the loss takes its logits: remove the sigmoid")
+    if loss == "wasserstein" and not penalised and not any(map(is_parametrized, discriminator.modules())):
+        logger.warning(
+            'nothing bounds the slope of the critic, as loss="wasserstein" needs: use gradient_penalty=10 '
+            "(--gradient-penalty 10), or clip its weights after each step"
+        )
     mixes = any(isinstance(module, BATCH_NORMS) and module.training for module in discriminator.modules())
     if gradient_penalty and mixes:
         logger.warning(

@@ -190,7 +190,9 @@ class Trainer(Generic[G, D]):
         _prepare_for_training(generator, memory_format, self._defaults.memory_format)
         self._image_format = _prepare_for_training(discriminator, memory_format, self._defaults.memory_format)
         _distributed.broadcast([generator, discriminator])
-        _checks.warn_about_discriminator(discriminator, loss, gradient_penalty=bool(gradient_penalty))
+        _checks.warn_about_discriminator(
+            discriminator, loss, gradient_penalty=bool(gradient_penalty), penalised=bool(self._penalties)
+        )
         self._ema = None if ema_decay is None else _still_copy(generator)
 
         adam: dict[str, Any] = {"betas": betas, "weight_decay": weight_decay}

@@ -16,7 +16,7 @@ from dcgan import Discriminator, Generator, Trainer, data
 from dcgan._monitor import StepMonitor
 from dcgan._optim import find_host_state, freeze, load_state, make_capturable
 from dcgan.latents import derive_seed
-from dcgan.losses import LOSSES
+from dcgan.losses import LOSSES, PENALTIES
 
 TINY = {"image_size": 16, "channels": 1, "base_channels": 4}
 
@@ -1087,6 +1087,20 @@ def test_a_gradient_penalty_with_batchnorm_is_named(caplog):
     caplog.clear()
     Trainer(*networks(norm="layer"), loss="wasserstein", gradient_penalty=10.0)
     Trainer(*networks(), r1=0.05)  # which helps beside BatchNorm
+    assert not caplog.messages
+
+
+def test_a_critic_without_bounds_is_named(caplog):
+    Trainer(*networks(norm="layer"), loss="wasserstein")
+    (message,) = caplog.messages
+    assert message.startswith('nothing bounds the slope of the critic, as loss="wasserstein" needs: use gradient')
+    caplog.clear()
+    Trainer(*networks(norm="layer"), loss="wasserstein", penalties=[PENALTIES["gradient_penalty"]])
+    generator, critic = networks(norm="none")
+    for module in critic.modules():
+        if isinstance(module, nn.Conv2d):
+            torch.nn.utils.parametrizations.spectral_norm(module)
+    Trainer(generator, critic, loss="wasserstein")
     assert not caplog.messages
 
 
