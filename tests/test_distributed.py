@@ -22,7 +22,7 @@ from torch import nn
 
 from dcgan import Discriminator, Generator, Trainer, _distributed, checkpoint, cli, data
 from dcgan._errors import InputError
-from dcgan.cli import _evaluate
+from dcgan.cli import _evaluate, _real_images
 from dcgan.ema import estimate_batchnorm_statistics
 from dcgan.latents import derive_seed
 from dcgan.losses import LOSSES
@@ -382,7 +382,7 @@ FEATURES = ["--data", "digits", "--number", 60, "--test-number", 20, "--batch-si
 
 
 def make_small(patch):
-    patch.setattr(_evaluate, "_PART", 100)
+    patch.setattr(_real_images, "_PART", 100)
     patch.setattr(_evaluate, "_SUBSETS", 3)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from dcgan import Generator, data
-from dcgan.cli import _evaluate
+from dcgan.cli import _real_images
 from dcgan.generate import sample_uint8
 from dcgan.metrics import frechet_distance, image_features, pixel_shares
 
@@ -101,7 +101,7 @@ def test_a_run_is_measured_on_its_own_data(model, tmp_path, capsys, monkeypatch)
 
 def test_the_default_is_a_model_on_board_and_its_dataset(tmp_path, capsys, offline, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_evaluate, "_PART", 16)
+    monkeypatch.setattr(_real_images, "_PART", 16)
     text = said(capsys, "evaluate", "-n", 40, "--real-number", 30)
     assert "digits: 40 images" in text
     assert "digits, train: 30 images" in text

@@ -33,7 +33,7 @@ ORDER = """
     export generate _quality _build _run_folder run
     explore._view explore._page explore._server explore._space explore
     bench._contender bench bench.robustness
-    cli._messages cli._processes cli._terminal cli._migration cli._options cli._arguments
+    cli._messages cli._processes cli._terminal cli._migration cli._options cli._arguments cli._real_images
     cli._bench cli._convert cli._dedup cli._evaluate cli._explore cli._features cli._generate cli._latents cli._models
     cli._pack cli._push cli._recipes cli._show cli._watch cli._train cli._visualize cli __main__
 """.split()  # noqa: SIM905 - it reads as the layers that it is

@@ -1,40 +1,38 @@
 """`dcgan evaluate`."""
 
-import hashlib
-import os
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from cyclopts import Parameter
 
 from dcgan import __version__
 from dcgan._choices import DatasetName, Resize
-from dcgan._labelled import LabelledName, Split
+from dcgan._labelled import Split
 from dcgan.cli import _processes
 from dcgan.cli._arguments import expect_new, load_generator, write_json
 from dcgan.cli._options import COUNT, FLAG, NATURAL, STEP, WORDS
+from dcgan.cli._real_images import (
+    COMPARED,
+    RealImages,
+    Reference,
+    choose,
+    compute_parts,
+    find_source,
+    measure_reference,
+    open_images,
+)
 from dcgan.cli._terminal import UsageError, exit_on_error, log_above_progress_bar, progress_bar, say, say_table
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from dcgan.data import Images
-    from dcgan.metrics import FeatureExtractor, Moments, PixelShares
+    from dcgan.metrics import FeatureExtractor, PixelShares
     from dcgan.models import Generator
 
-_VERSION = 1  # part of the name of cached statistics: raise it when the same images and network give others
 _MIN_FID = 10_000  # images, below which a FID says more about their number than about them
-_COMPARED = 10_000  # images of either kind, at most, of whose features each one is compared with each other one
 _PIXELS = 2_000  # images of either kind, at most, whose pixels are counted: as many of both, since shares depend on it
-_PART = 500  # images at once
-_TESTED = [name for name in get_args(LabelledName) if name not in ("digits", "folder", "wds", "hf")]  # by their makers
 _SUBSETS, _SUBSET_SIZE, _NEIGHBORS, _SPLITS = 100, 1000, 3, 10  # the usual ones
-
-T = TypeVar("T")
 
 
 def evaluate(
@@ -104,11 +102,11 @@ def evaluate(
         with exit_on_error(), fail_together():
             chosen = select_device(device)
             generator = load_generator(model, chosen, step).float()
-            source = _find_data(model, data, root, split, resize, classes)
+            source = find_source(model, data, root, split, resize, classes)
             size = {"image_size": generator.config["image_size"], "channels": generator.config["channels"]}
             with log_above_progress_bar(), progress_bar("decoding", "img") as progress:
                 kept = {"cache": cache, "cache_dir": cache_dir, "skip_bad": skip_bad, "progress": progress}
-                real = _open(source, size | kept, with_labels=generator.config["num_classes"] is not None)
+                real = open_images(source, size | kept, with_labels=generator.config["num_classes"] is not None)
             real_count = min(real_number or real.count, real.count)
             if fid and not few:
                 _expect_many("real", real_count)
@@ -124,7 +122,7 @@ def evaluate(
         counted = f"{real_count:,} images, {'all' if real_count == real.count else f'of {real.count:,}'}"
         say(f"real       {source.name}, {source.split}: {counted}, at {real.shape} by {source.resize}")
         with exit_on_error():
-            reference = _measure_reference(real, real_count, extractor, batch_size, folder)
+            reference = measure_reference(real, real_count, extractor, batch_size, folder)
             images = _generate(generator, number, seed, extractor, batch_size, keep_all=real.labels is not None)
     if reference is None or images is None:  # the first process has them
         return 0
@@ -162,178 +160,6 @@ def _expect_many(which: str, count: int) -> None:
         )
 
 
-class _Source(NamedTuple):
-    name: str
-    root: Path | None
-    split: Split
-    resize: Resize
-    classes: tuple[str, ...]
-
-
-def _find_data(
-    model: str,
-    name: DatasetName | None,
-    root: Path | None,
-    split: Split,
-    resize: Resize | None,
-    classes: tuple[str, ...],
-) -> _Source:
-    """Complete what the command line says by the recipe of a run, or the name of the model."""
-    from dcgan.data import DATASETS
-    from dcgan.recipe import read_fields
-
-    recipe: dict[str, Any] = {}
-    if name is None and (path := Path(model).expanduser() / "recipe.yaml").is_file():
-        recipe = read_fields(path.read_bytes())
-    found = name or recipe.get("data") or (model if model in DATASETS else "folder" if root is not None else None)
-    if found is None:
-        raise UsageError(f"--data names the images that {model} is compared with, or --root a folder of them")
-    root = Path(recipe["root"]) if root is None and recipe.get("root") else root
-    resize = resize or recipe.get("resize", "crop")
-    return _Source(found, root, split, resize, classes or tuple(recipe.get("classes", ())))
-
-
-@dataclass(frozen=True)
-class _RealImages:
-    """Real images, their classes if these are asked for and known, and what tells the images from others."""
-
-    name: str
-    count: int
-    shape: str
-    batch: "Callable[[np.ndarray], Tensor]"
-    labels: "np.ndarray | None"
-    fingerprint: str
-
-
-def _open(source: _Source, options: dict[str, Any], *, with_labels: bool) -> _RealImages:
-    from dcgan._config import sides
-    from dcgan._labelled import load_labelled
-
-    shape = "x".join(str(side) for side in (*sides(options), options["channels"]))
-    label = f"{source.name}-{source.split}-{shape}-{source.resize}"
-    if source.split == "train":
-        images = _open_training_images(source, options, with_labels=with_labels)
-        labels = images.labels if with_labels else None
-        fingerprint = images.fingerprint if images.path is not None else ""
-        return _RealImages(label, len(images), shape, images.batch, labels, fingerprint)
-    if source.name not in _TESTED:
-        raise UsageError(
-            f"--split test is of {', '.join(_TESTED)}, got {source.name}: give another set's test images as --root"
-        )
-    if source.resize != "crop":
-        raise UsageError(f"--split test scales images by crop, got --resize {source.resize}")
-    pixels, classes = load_labelled(source.name, "test", root=source.root, **options)  # type: ignore[arg-type]  # as checked
-    digest = hashlib.sha256(pixels.numpy().data).hexdigest() if options["cache"] else ""
-    labels = classes.numpy() if with_labels else None
-    return _RealImages(label, len(pixels), shape, lambda indices: pixels[indices], labels, digest)
-
-
-def _open_training_images(source: _Source, options: dict[str, Any], *, with_labels: bool) -> "Images":
-    """Open the training images of a set, with their labels if it has any and they are asked for."""
-    from dcgan import data
-    from dcgan._errors import InputError
-    from dcgan._labelled import open_training_set
-
-    options = options | {"root": source.root, "resize": source.resize}
-    if with_labels and not source.classes:
-        try:
-            return open_training_set(source.name, workers=os.cpu_count() or 1, **options)
-        except InputError:  # it has none
-            pass
-    return data.load(source.name, classes=source.classes, **options)
-
-
-def _compute_parts(label: str, number: int, compute: Callable[[int, int], T]) -> list[T]:
-    """Compute parts of so many images, together with the other processes; the first one has all of them."""
-    from dcgan._distributed import compute_parts
-
-    with progress_bar(label, "img") as progress:
-
-        def counted(start: int, end: int) -> T:
-            found = compute(start, end)
-            progress(min(end * _processes.process_count(), number), number)  # the others are about as far
-            return found
-
-        return compute_parts(counted, number, _PART)
-
-
-class _Reference(NamedTuple):
-    """What figures need to know of real images: `moments` of all, and features `(N, F)` in random order."""
-
-    number: int
-    moments: "Moments"
-    features: "Tensor"
-
-
-def _measure_reference(
-    real: _RealImages, count: int, extractor: "FeatureExtractor", batch_size: int, folder: Path | None
-) -> _Reference | None:
-    """Measure real images, or take what an earlier call has measured of them; None unless in the first process."""
-    import numpy as np
-
-    from dcgan._distributed import gather
-    from dcgan._files import atomic_write
-
-    path = None
-    if folder is not None and real.fingerprint and extractor.identity:
-        known = repr((_VERSION, real.fingerprint, extractor.identity, _COMPARED))
-        name = re.sub(r"[^\w.-]", "_", extractor.name)
-        digest = hashlib.sha256(known.encode()).hexdigest()[:16]
-        path = folder / f"reference-{real.name}-{count}-{name}-{digest}.npz"
-    kept = _read_reference(path, count) if path is not None and _processes.process_rank() == 0 else None
-    if gather(kept is not None)[0]:
-        return kept
-    reference = _compute_reference(real, count, extractor, batch_size)
-    if path is not None and reference is not None:
-        mean, covariance = reference.moments
-        arrays = {"mean": mean.numpy(), "covariance": covariance.numpy(), "features": reference.features.numpy()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path, durable=False) as file:
-            np.savez(file, allow_pickle=False, **arrays)
-    return reference
-
-
-def _read_reference(path: Path, count: int) -> _Reference | None:
-    """Return what an earlier call has kept, unless it is missing or damaged: it is then measured anew."""
-    from zipfile import BadZipFile
-
-    import numpy as np
-    import torch
-
-    try:
-        with np.load(path) as arrays:
-            mean, covariance, features = (torch.from_numpy(arrays[key]) for key in ("mean", "covariance", "features"))
-            return _Reference(count, (mean, covariance), features)
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile):  # as NumPy finds damage
-        return None
-
-
-def _compute_reference(
-    real: _RealImages, count: int, extractor: "FeatureExtractor", batch_size: int
-) -> _Reference | None:
-    import numpy as np
-    import torch
-
-    from dcgan.metrics import moments
-
-    chosen = _choose(real, count)
-
-    def compute(start: int, end: int) -> "Tensor":
-        return extractor(real.batch(chosen[start:end]), batch_size=batch_size)
-
-    if not (parts := _compute_parts("features of real images", count, compute)):
-        return None
-    features = torch.cat(parts)
-    order = np.random.default_rng(1).permutation(count)
-    return _Reference(count, moments(features), features[order[:_COMPARED]])
-
-
-def _choose(real: _RealImages, count: int) -> "np.ndarray":
-    import numpy as np
-
-    return np.sort(np.random.default_rng(0).permutation(real.count)[:count])  # as `dcgan train` chooses them
-
-
 class _Generated(NamedTuple):
     """Of all images in their order, features `(N, F)`, and logits, if the network has any; and pixels of the first."""
 
@@ -354,7 +180,7 @@ def _generate(
         images = sample_uint8(generator, end - start, seed=seed, start=start, batch_size=batch_size)
         return *extractor.extract(images, batch_size=batch_size), images if start < _PIXELS or keep_all else None
 
-    if not (parts := _compute_parts("generating", number, compute)):
+    if not (parts := compute_parts("generating", number, compute)):
         return None
     kept = [[tensor for tensor in column if tensor is not None] for column in zip(*parts, strict=True)]
     features, logits, pixels = (torch.cat(column) if column else None for column in kept)
@@ -367,7 +193,7 @@ class _PixelShares(NamedTuple):
     real: "PixelShares"
 
 
-def _compare_pixels(real: _RealImages, count: int, generated: "Tensor") -> _PixelShares:
+def _compare_pixels(real: RealImages, count: int, generated: "Tensor") -> _PixelShares:
     """Return the shares of dead and saturated pixels in as many generated and real images."""
     import numpy as np
 
@@ -375,7 +201,7 @@ def _compare_pixels(real: _RealImages, count: int, generated: "Tensor") -> _Pixe
 
     number = min(_PIXELS, count, len(generated))
     order = np.random.default_rng(1).permutation(count)
-    chosen = _choose(real, count)[np.sort(order[:number])]
+    chosen = choose(real, count)[np.sort(order[:number])]
     return _PixelShares(number, pixel_shares(generated[:number]), pixel_shares(real.batch(chosen).contiguous()))
 
 
@@ -391,14 +217,14 @@ class _Figure(NamedTuple):
         return f"{self.value:{self.digits}}" + ("" if self.spread is None else f" ± {self.spread:.2g}")
 
 
-def _measure(images: _Generated, reference: _Reference, shares: "_PixelShares") -> list[_Figure]:
+def _measure(images: _Generated, reference: Reference, shares: "_PixelShares") -> list[_Figure]:
     from dcgan.metrics import diversity, frechet_distance, kernel_distance, precision_recall
 
     fake, logits, number = images.features, images.logits, len(images.features)
-    compared = min(number, _COMPARED, len(reference.features))
+    compared = min(number, COMPARED, len(reference.features))
     fakes, reals = fake[:compared], reference.features[:compared]
     distance = frechet_distance(reference.moments, fake)
-    kernel, spread = kernel_distance(reference.features, fake[:_COMPARED], subsets=_SUBSETS, subset_size=_SUBSET_SIZE)
+    kernel, spread = kernel_distance(reference.features, fake[:COMPARED], subsets=_SUBSETS, subset_size=_SUBSET_SIZE)
     precision, recall = precision_recall(reals, fakes, neighbors=_NEIGHBORS)
 
     size = min(_SUBSET_SIZE, len(reference.features), number)
@@ -438,13 +264,13 @@ def _measure(images: _Generated, reference: _Reference, shares: "_PixelShares") 
     return figures
 
 
-def _measure_classes(real: _RealImages, labels: "np.ndarray", images: "Tensor", classes: int) -> _Figure:
+def _measure_classes(real: RealImages, labels: "np.ndarray", images: "Tensor", classes: int) -> _Figure:
     import numpy as np
     import torch
 
     from dcgan.features import classify_by_neighbor
 
-    chosen = np.sort(np.random.default_rng(0).permutation(real.count)[:_COMPARED])
+    chosen = np.sort(np.random.default_rng(0).permutation(real.count)[:COMPARED])
     drawn = torch.arange(len(images)) % classes  # in turn, as `sample_uint8` draws them
     found = classify_by_neighbor(real.batch(chosen).contiguous(), images, drawn).numpy()
     error = float(np.mean(found != labels[chosen]))
