@@ -1,18 +1,17 @@
 """Turn a finished run into a model of the zoo: weights in half precision, its record and its card.
 
-    python examples/zoo_model.py runs/mnist mnist ABOUT.yaml
+    python examples/zoo_model.py mnist runs/zoo/mnist-0 --machine "one core of an AMD EPYC"
     python examples/zoo_model.py mnist
 
-ABOUT.yaml says what a run does not know: description, data, terms, licence, source, recipe and machine. A run that was
-started from a state of another has `origin: {run: FOLDER, step: N}` and, in place of `recipe`, `command`, with both
-commands. The model is written to dcgan/zoo/weights/NAME and dcgan/zoo/records/NAME.yaml. With a name alone, the card of
+The model is written to dcgan/zoo/weights/NAME and dcgan/zoo/records/NAME.yaml. What a run does not know is taken from
+the record that is there, or from the YAML file ABOUT: description, data, terms, licence and source. Runs beside it with
+other seeds, as examples/zoo_train.py leaves them, have their figures in the record, too. With a name alone, the card of
 that model is written again from its record.
 """
 
+import argparse
 import hashlib
-import json
 import platform
-import sys
 from pathlib import Path
 
 import torch
@@ -21,17 +20,19 @@ from safetensors.torch import save_file
 
 import dcgan
 from dcgan import Discriminator, Generator, data, zoo
+from dcgan._files import read_json_lines
 from dcgan._quality import Evaluator
 from dcgan.generate import sample_uint8
 from dcgan.hub import model_card
 from dcgan.images import grid, save_png
 from dcgan.metrics import frechet_distance, image_features
-from dcgan.recipe import Recipe
+from dcgan.recipe import Recipe, load_recipe
 
 FEW, SEEDS = 500, range(100, 110)  # samples of the figure that a test measures again
 PICTURED, COLUMNS = 32, 8  # samples in the picture of the card
 SHOWN = "<!-- --8<-- [start:training] -->", "<!-- --8<-- [end:training] -->"  # what docs/models.md shows of a card
-NOT_LISTED = ("recipe", "curve")  # which have their own places in the card
+OPTIONS = "data", "root", "precision"  # in which a run may differ from its recipe
+NOT_LISTED = ("recipe", "curve", "distance_by_seed")  # which have their own places in the card
 
 
 class Dumper(yaml.SafeDumper):
@@ -52,20 +53,22 @@ def minutes(records):
     return total / 60
 
 
-def read_log(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def read_curve(run):
+    """Return the figure at each step that has one."""
+    return {record["step"]: record["fd"] for record in read_json_lines(run / "metrics.jsonl") if "fd" in record}
 
 
-def write_model(run, name, about):
+def read_seeds(run):
+    """Return the last figure of this run and of those beside it, by seed."""
+    runs = sorted(run.parent.glob(f"{run.name.rpartition('-')[0]}-*"))
+    seeds = {Recipe.from_yaml((other / "recipe.yaml").read_text()).seed: read_curve(other) for other in runs}
+    return {seed: curve[max(curve)] for seed, curve in sorted(seeds.items())}
+
+
+def write_model(run, name, about, machine):
     """Write the weights and the record of a run."""
     recipe = Recipe.from_yaml((run / "recipe.yaml").read_text())
-    records = read_log(run)
-    spent = minutes(records)
-    if origin := about.pop("origin", None):
-        first = [record for record in read_log(Path(origin["run"])) if record["step"] <= origin["step"]]
-        spent += minutes(first)
-        records = first + [record | {"step": record["step"] + origin["step"]} for record in records]
-    figures = {record["step"]: record["fd"] for record in records if "fd" in record}
+    records = read_json_lines(run / "metrics.jsonl")
     steps = records[-1]["step"]
     root = {"root": recipe.root} if recipe.root else {}
     images = data.load(recipe.data, image_size=recipe.image_size, channels=recipe.channels, **root)
@@ -90,18 +93,20 @@ def write_model(run, name, about):
     protocol = (
         f"2,000 samples against {min(5000, len(images)):,} images, dcgan.metrics.image_features, seed {recipe.seed + 2}"
     )
-    root_option = " --root DATA" * bool(recipe.root)
+    given, named = recipe.replace(root=recipe.root and "DATA"), load_recipe(name)
+    options = [f" --{key} {getattr(given, key)}" for key in OPTIONS if getattr(given, key) != getattr(named, key)]
     training = {
-        "command": about.pop("command", "") or f"dcgan train --recipe {about.pop('recipe')}{root_option}",
+        "command": f"dcgan train --recipe {name}{''.join(options)}",
         "steps": steps,
         "batch_size": recipe.batch_size,
         "images": steps * recipe.batch_size,
         "seed": recipe.seed,
-        "minutes": round(spent * recipe.batch_size),
-        "machine": about.pop("machine"),
+        "minutes": round(minutes(records) * recipe.batch_size),
+        "machine": f"{machine}, {recipe.precision}",
         "versions": f"dcgan {dcgan.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         "recipe": recipe.without_paths().to_yaml(),
-        "curve": figures,
+        "curve": read_curve(run),
+        "distance_by_seed": read_seeds(run),
         "half_precision": moved,
     }
     record = {
@@ -149,6 +154,8 @@ def write_card(name):
         picture="samples.png",
     )
     facts = {"terms of the data": record.terms} | {k: v for k, v in training.items() if k not in NOT_LISTED}
+    seeds = ", ".join(f"{distance:.2f} with seed {seed}" for seed, distance in training["distance_by_seed"].items())
+    facts |= {"distance at the end": seeds}
     facts |= {f"SHA-256 of {file}": digest for file, digest in record.sha256.items()}
     facts |= {"picture": f"samples 0 to {PICTURED - 1} of seed 0, none chosen"}
     listed = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items())
@@ -158,6 +165,20 @@ def write_card(name):
     (record.folder / "README.md").write_text(card, encoding="utf-8")
 
 
-if len(sys.argv) == 4:
-    write_model(Path(sys.argv[1]), sys.argv[2], yaml.safe_load(Path(sys.argv[3]).read_text()))
-write_card(sys.argv[2] if len(sys.argv) == 4 else sys.argv[1])
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="name of the model, and of its recipe")
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--machine", help="what it was trained on")
+    parser.add_argument("--about", type=Path)
+    options = parser.parse_args()
+    if options.run:
+        record = options.about or zoo.RECORDS / f"{options.name}.yaml"
+        about = yaml.safe_load(record.read_text())
+        about = {key: about[key] for key in ("description", "data", "terms", "licence", "source")}
+        write_model(options.run, options.name, about, options.machine)
+    write_card(options.name)
+
+
+if __name__ == "__main__":
+    main()

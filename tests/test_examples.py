@@ -15,9 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from dcgan import zoo
+
 FOLDER = Path(__file__).parents[1] / "examples"
 # Those that embed nothing, and take files or hours.
-TOOLS = {"beside_tutorial", "diagrams", "guidelines", "image_classifier", "pictures", "zoo_model"}
+TOOLS = {"beside_tutorial", "diagrams", "guidelines", "image_classifier", "pictures", "zoo_model", "zoo_train"}
 EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in TOOLS)
 LIBRARIES = {
     "accelerate_loop": "accelerate",
@@ -279,3 +281,62 @@ def test_distances_are_compared_in_pairs_of_seeds():
         "| ours, as many steps and images | 10 | 10 | 1.25 (0.50 to 2.00) | 0.19 |",
         "| ours, as many seconds | 20 | 20 | 1.25 (0.50 to 2.00) | 0.19 |",
     ]
+
+
+def test_models_are_trained_with_several_seeds_and_recorded(tmp_path, monkeypatch, capsys):
+    training, model = load_example("zoo_train"), load_example("zoo_model")
+    for name, value in {"_GENERATED": 16, "_REAL": 64}.items():
+        monkeypatch.setattr(f"dcgan._quality.{name}", value)
+    before = zoo.load_record("digits")
+    for name in ("RECORDS", "WEIGHTS"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(zoo, name, tmp_path / name)
+    monkeypatch.setattr(zoo, "_records", zoo._records.__wrapped__)  # which reads the new ones
+    monkeypatch.setattr(model, "SEEDS", [100, 101])
+
+    small = [
+        "--steps",
+        "2",
+        "--eval-every",
+        "1",
+        "--base-channels",
+        "4",
+        "--samples",
+        "4",
+        "--batch-size",
+        "8",
+        "--device",
+        "cpu",
+        "--precision",
+        "bf16",
+    ]
+    command = ["zoo_train.py", "digits", "--seeds", "0", "1", "--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", [*command, *small])
+    training.main()
+    rows = capsys.readouterr().out.splitlines()[-2:]
+    assert [row.split(" | ")[:3] for row in rows] == [["| digits", "0", "2"], ["| digits", "1", "2"]]
+    state = (tmp_path / "runs/digits-0/metrics.jsonl").read_bytes()
+    monkeypatch.setattr(sys, "argv", command)
+    training.main()  # all is done
+    assert capsys.readouterr().out.splitlines()[-2:] == rows
+    assert (tmp_path / "runs/digits-0/metrics.jsonl").read_bytes() == state
+
+    about = ["description", "data", "terms", "licence", "source"]
+    (tmp_path / "about.yaml").write_text(json.dumps({name: getattr(before, name) for name in about}), encoding="utf-8")
+    command = ["zoo_model.py", "digits", str(tmp_path / "runs/digits-0"), "--machine", "an abacus"]
+    monkeypatch.setattr(sys, "argv", [*command, "--about", str(tmp_path / "about.yaml")])
+    model.main()
+    record = zoo.load_record("digits")
+    assert [getattr(record, name) for name in about] == [getattr(before, name) for name in about]
+    assert record.training["command"] == "dcgan train --recipe digits --precision bf16"
+    assert record.training["machine"] == "an abacus, bf16"
+    assert [f"{distance:.2f}" for distance in record.training["distance_by_seed"].values()] == [
+        row.split(" | ")[3] for row in rows
+    ]
+    assert sorted(record.sha256) == ["discriminator/model.safetensors", "model.safetensors", "reference.safetensors"]
+    card = (record.folder / "README.md").read_text(encoding="utf-8")
+    assert "with seed 1" in card
+    (tmp_path / "WEIGHTS/digits/README.md").unlink()
+    monkeypatch.setattr(sys, "argv", command[:2])
+    model.main()
+    assert (record.folder / "README.md").read_text(encoding="utf-8") == card
