@@ -39,7 +39,7 @@ class LostProcessError(DcganError, RuntimeError):
 def _explain_loss() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, NotImplementedError):
         raise
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
@@ -186,10 +186,12 @@ def broadcast(networks: Sequence[nn.Module]) -> None:
     """Give all processes the parameters and buffers of the first.
 
     Raises:
-        ValueError: If the networks of the processes differ in more than their values.
+        ValueError: If the networks of the processes differ in more than their values, or each process holds a part.
     """
     if process_count() == 1:
         return
+    if any(map(_is_sharded, networks)):
+        raise InputError("each process must hold whole networks, got some that FSDP has split: leave them unwrapped")
     tensors = [tensor for network in networks for tensor in _named_tensors(network)]
     layout = [(name, tuple(tensor.shape), str(tensor.dtype)) for name, tensor in tensors]
     layouts = gather(layout)
@@ -206,6 +208,12 @@ def broadcast(networks: Sequence[nn.Module]) -> None:
             dist.broadcast(first, src=0)
         if not torch.equal(own, first):
             tensor.copy_(first.view(tensor.dtype).view(tensor.shape))
+
+
+def _is_sharded(network: nn.Module) -> bool:
+    # By name, for these take long to import.
+    wrapped = any(type(part).__name__ == "FullyShardedDataParallel" for part in network.modules())
+    return wrapped or any(type(parameter.data).__name__ == "DTensor" for parameter in network.parameters())
 
 
 def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

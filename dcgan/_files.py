@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,7 +34,8 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = True) -> Itera
         path = Path(os.path.realpath(given))
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, "is there already, and is no file", str(given))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Processes of two machines that share a folder may have the same number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{secrets.randbelow(10**9):09}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file

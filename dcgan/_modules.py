@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from dcgan._errors import InputError
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -19,9 +21,18 @@ def copy_module(module: Module, *, share: bool = False) -> Module:
     `torch.nn.utils.weight_norm` and `spectral_norm` do; in the copy these are constants until they are recomputed.
     The copy calls the same hooks; objects that they are methods of are not copied. Do not modify a copy made with
     `share`: registering a hook on it may register it on `module` as well.
+
+    Raises:
+        ValueError: If the `forward` of a part with tensors was replaced by a function, which would go on with the
+            tensors of the original.
     """
     memo: dict[int, Any] = {}  # what deepcopy regards as copied already
     for part in module.modules():
+        if isinstance(vars(part).get("forward"), FunctionType) and any(True for _ in _tensors(part)):
+            raise InputError(
+                f"the forward of {type(part).__name__} was replaced by a function, which does not follow a copy of the "
+                "network, as for its average: compile with its compile(), or change its class"
+            )
         if share:  # what can be shared without harm, since a deep copy of it takes as long as generating an image
             memo |= {id(value): value for value in vars(part).values() if isinstance(value, OrderedDict) and not value}
             if _is_plain_layer(part):
@@ -33,6 +44,11 @@ def copy_module(module: Module, *, share: bool = False) -> Module:
             elif not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(module, memo)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def _is_plain_layer(module: nn.Module) -> bool:

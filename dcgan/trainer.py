@@ -230,8 +230,13 @@ class Trainer(Generic[G, D]):
         if compile == "full":
             self._compile_networks()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # `torch.save` cannot pickle a memory format.
+        return vars(self) | {"_image_format": str(self._image_format), "_defaults": None}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        image_format = getattr(torch, state["_image_format"].removeprefix("torch."))
+        self.__dict__.update(state, _image_format=image_format, _defaults=device_defaults(state["device"]))
         for optimizer in (self._g_optimizer, self._d_optimizer):
             _optim.restore_flags(optimizer)
 

@@ -532,6 +532,20 @@ def test_processes_generate_the_images_of_one(tmp_path):
     assert err.count("dcgan: 2 processes write a folder of images together") == 1
 
 
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use")
+def test_networks_that_are_split_are_known():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert _distributed._is_sharded(FullyShardedDataParallel(nn.Linear(2, 2), device_id=torch.device("cpu")))
+        assert _distributed._is_sharded(fully_shard(nn.Linear(2, 2), mesh=init_device_mesh("cpu", (1,))))
+        assert not _distributed._is_sharded(nn.Linear(2, 2))
+    finally:
+        dist.destroy_process_group()
+
+
 @pytest.mark.slow
 def test_processes_evaluate_as_one(tmp_path):
     Generator(**TINY).save_pretrained(tmp_path / "model")

@@ -1,6 +1,7 @@
 """The trainer beside other people's tools, as docs/embedding.md shows it."""
 
 import copy
+import io
 import pickle
 
 import pytest
@@ -42,7 +43,13 @@ def faded(images, rng):
     return images * torch.rand(len(images), 1, 1, 1, generator=rng)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda trainer: pickle.loads(pickle.dumps(trainer))])
+def saved(trainer):
+    file = io.BytesIO()
+    torch.save(trainer, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda trainer: pickle.loads(pickle.dumps(trainer)), saved])
 def test_a_copy_goes_on_as_the_original_and_apart_from_it(copied):
     reals = batches(6)
     trainer = Trainer(*networks(), augmentations=["translation", faded], max_grad_norm=1.0)

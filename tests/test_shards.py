@@ -105,21 +105,33 @@ def test_samples_are_grouped_by_what_precedes_the_first_dot(tmp_path):
         ("./a.b/000.json", b"{}"),
         ("./b/000.cls", b"7\n"),
         ("__meta__/__x__.jpg", b""),
+        ("__x.jpg", png(3)),
         ("./b/._000.png", b"resource fork"),
         ("./a.b/000.PNG", png(2)),
         ("./a.b/000.cls", b"3"),
         ("./c/000.npy", b"no image"),
     ]
     images = load(tar(tmp_path / "a.tar", members))
-    assert torch.equal(everything(images)[0].permute(1, 2, 0), torch.from_numpy(noise(16, 16, seed=1)))
-    assert images.labels.tolist() == [7, 3]
+    for image, seed in zip(everything(images), (1, 2, 3), strict=True):
+        assert torch.equal(image.permute(1, 2, 0), torch.from_numpy(noise(16, 16, seed=seed)))
     assert images.left_out == {".npy": 1}
 
 
 def test_braces_are_written_out_as_by_a_shell():
     assert list(_shards._expand_braces("a-{08..11}-{x,y}.tar"))[:3] == ["a-08-x.tar", "a-08-y.tar", "a-09-x.tar"]
     assert list(_shards._expand_braces("{8..11}")) == ["8", "9", "10", "11"]
+    assert list(_shards._expand_braces("{0..10}")) == [*map(str, range(11))]
+    assert list(_shards._expand_braces("{8..010}")) == ["008", "009", "010"]
     assert list(_shards._expand_braces("plain.tar")) == ["plain.tar"]
+
+
+def test_a_shard_is_packed_again_when_more_formats_can_be_read(tmp_path, monkeypatch):
+    shard = tar(tmp_path / "a.tar", [("a.png", png(1)), ("b.bmp", encoded("bmp"))])
+    with monkeypatch.context() as patch:
+        patch.setattr(_shards, "image_endings", lambda: {".png"})
+        assert len(load(shard)) == 1
+    images = load(shard)
+    assert (len(images), images.left_out) == (2, {})
 
 
 @pytest.mark.parametrize(
@@ -177,6 +189,10 @@ def test_patterns_that_name_no_shard_are_refused(tmp_path, shards):
     refused(tmp_path / "empty", r"without any \*.tar", FileNotFoundError)
     refused(tmp_path / "{0}.tar", r"braces must hold a rising range, .*; got \{0\}")
     refused(tmp_path / "{3..1}.tar", "rising range")
+    refused(tmp_path / "{{00..03},07}.tar", "braces must not hold others")
+    refused(tmp_path / "{a,{b,c}}.tar", "braces must not hold others")
+    refused(tmp_path / "{1,{0..2}", "braces must not hold others")
+    refused(tmp_path / "{a,b,a}.tar", r"root must name each shard once, .*, which names .*a\.tar again")
     for url in ("https://example.org/{0..1}.tar", "s3://bucket/x.tar", "pipe:cat x.tar"):
         refused(url, "URLs are not read, since .*; download the shards first")
         refused(Path(url), "URLs are not read")
@@ -582,6 +598,15 @@ def test_a_dataset_that_changes_is_packed_again(classes, hub):
     second = load(classes, "hf")
     assert second.path != first.path
     assert torch.equal(everything(second)[3].permute(1, 2, 0), torch.from_numpy(noise(16, 16, seed=99)))
+
+
+def test_a_saved_format_hides_no_column(tmp_path, hub):
+    rows = [{"bytes": png(), "path": None}]
+    features = hub.Features({"image": hub.Image(), "label": hub.Value("int64")})
+    dataset = hub.Dataset.from_dict({"image": rows, "label": [3]}, features=features)
+    dataset.set_format("torch", columns=["label"])
+    dataset.save_to_disk(tmp_path / "a")
+    assert load(tmp_path / "a", "hf").labels.tolist() == [3]
 
 
 def test_bad_rows_are_named_or_skipped(tmp_path, hub):

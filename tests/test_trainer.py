@@ -1218,6 +1218,25 @@ def test_the_average_of_a_patched_generator_is_its_own():
         assert not torch.allclose(trainer.ema(z), generator.eval()(z))
 
 
+@pytest.mark.parametrize(
+    "patch",
+    [
+        lambda forward: torch.compile(forward, backend="eager"),
+        torch.autocast("cpu", enabled=False),
+        lambda forward: lambda *images: torch.utils.checkpoint.checkpoint(forward, *images, use_reentrant=False),
+    ],
+)
+def test_a_generator_that_no_copy_can_follow_is_refused(patch):
+    generator, discriminator = networks()
+    part = generator.blocks["4x4"]
+    part.forward = patch(part.forward)
+    with pytest.raises(ValueError, match=r"the forward of .* was replaced by a function, .*: compile with its compile"):
+        Trainer(generator, discriminator)
+    with pytest.raises(ValueError, match="was replaced by a function"):
+        generator.sample(2)
+    Trainer(generator, discriminator, ema_decay=None).step(batches(1)[0])
+
+
 def test_networks_without_memory_are_refused():
     with torch.device("meta"):
         generator, discriminator = networks()

@@ -35,7 +35,7 @@ def open_hub(name: Path) -> IndexedSource:
         import datasets
     except ImportError as error:
         raise MissingPackageError('a dataset of Hugging Face needs datasets: pip install "dcgan[datasets]"') from error
-    dataset = _load(name)
+    dataset = _load(name).with_format(None)  # a saved format may leave columns out
     images = [column for column, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
     if len(images) != 1:
         found = ", ".join(f"{column} ({type(kind).__name__})" for column, kind in dataset.features.items())

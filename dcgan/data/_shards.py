@@ -36,12 +36,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1  # of the index: raise it when the same shards give another one
+_VERSION = 2  # of the index: raise it when the same shards give another one
 _ESCAPED = "surrogateescape"  # how tarfile reads names that are not UTF-8
 _MAX_SHARDS = 100_000
 _MAX_NAME_BYTES = 1024  # in the index, each name takes as much as the longest
 _MAX_LABEL_BYTES = 32
 _MAX_SHOWN = 3  # of the missing shards, in a message
+_RESERVED = re.compile("__[^/]*__($|/)")
 NO_LABEL = -1
 
 
@@ -64,6 +65,10 @@ class IndexedSource(Source):
 
     def label(self, index: int) -> str:
         return self.indexed.name(index)
+
+    def fingerprint(self) -> str:
+        """Hash also how many images were found, since with another package more formats can be read."""
+        return hashlib.sha256(f"{super().fingerprint()} {len(self.indexed)}".encode()).hexdigest()
 
 
 class IndexedItems:
@@ -163,6 +168,8 @@ def expand_pattern(pattern: Path) -> list[Path]:
     names = list(itertools.islice(_expand_braces(str(pattern)), _MAX_SHARDS + 1))
     if len(names) > _MAX_SHARDS:
         raise InputError(f"root must stand for at most {_MAX_SHARDS:,} shards, got {str(pattern)!r}, which has more")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"root must name each shard once, got {str(pattern)!r}, which names {repeated[0]} again")
     shards = [Path(name).absolute() for name in names]
     if missing := [shard for shard in shards if not shard.is_file()]:
         shown = ", ".join(map(str, missing[:_MAX_SHOWN])) + (", …" if len(missing) > _MAX_SHOWN else "")
@@ -177,10 +184,14 @@ def _expand_braces(pattern: str) -> Iterator[str]:
     if (found := re.search(r"\{([^{}]*)\}", pattern)) is None:
         yield pattern
         return
+    before = pattern[: found.start()]
+    if before.count("{") > before.count("}"):
+        raise InputError(f"braces must not hold others, got {pattern!r}: write the list out")
     words: Iterable[str]
     if bounds := re.fullmatch(r"(\d+)\.\.(\d+)", found[1]):
         first, last = bounds.groups()
-        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+        padded = any(bound.startswith("0") and bound != "0" for bound in (first, last))
+        width = max(len(first), len(last)) if padded else 0
         numbers = range(int(first), int(last) + 1)
         words = (f"{number:0{width}}" for number in numbers) if numbers else ()
     else:
@@ -188,7 +199,7 @@ def _expand_braces(pattern: str) -> Iterator[str]:
     if not words:
         raise InputError(f"braces must hold a rising range, as {{000..099}}, or a list, as {{a,b}}; got {found[0]}")
     for word in words:
-        yield from _expand_braces(pattern[: found.start()] + word + pattern[found.end() :])
+        yield from _expand_braces(before + word + pattern[found.end() :])
 
 
 class _Shard(NamedTuple):
@@ -310,7 +321,7 @@ def _index_shard(shard: _Shard) -> list[_Sample]:
                 for member in tar:
                     folder, _, name = member.name.rpartition("/")
                     # Folders, links, hidden files and the reserved `__name__` belong to no sample.
-                    if not member.isreg() or member.issparse() or name.startswith((".", "__")):
+                    if not member.isreg() or member.issparse() or name.startswith(".") or _RESERVED.match(member.name):
                         continue
                     _expect_short_name(member, shard.path)
                     stem, _, suffix = name.partition(".")
