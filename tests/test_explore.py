@@ -19,6 +19,7 @@ import torch
 from commands import said
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_files import encoded
 from small_runs import TINY, start_and_stop
 
 from dcgan import Generator, _log, images, latents
@@ -290,6 +291,72 @@ print(json.dumps({
     assert told["analytics"] is False
     assert told["fonts"] is False
     assert told["uploads"] == [200, 413]
+
+
+@needs_gradio
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_call_reads_no_file_but_one_that_was_uploaded(tmp_path, guarded):
+    """With the guard, and where Gradio's own rule is alone."""
+    (tmp_path / "secret.png").write_bytes(encoded("png"))
+    code = f"""
+import json, sys
+from fastapi.testclient import TestClient
+from dcgan.explore import Models, _server
+
+if not {guarded}:
+    _server._names_uploads_only = lambda body: True
+secret, upload = sys.argv[1:]
+view = ["digits", 0, 0, "0", 0, 0, 0, 0, 0, 0, "", "", "", ""]
+
+
+def answer(function, data):
+    call = {{"data": data, "fn_index": function, "session_hash": "s"}}
+    joined = client.post("/gradio_api/queue/join", json=call)
+    if joined.status_code != 200:
+        return joined.status_code
+    lines = client.get("/gradio_api/queue/data", params={{"session_hash": "s"}}).text.splitlines()
+    told = [json.loads(line[5:]) for line in lines if line.startswith("data:")]
+    return next(message["success"] for message in told if message["msg"] == "process_completed")
+
+
+with _server._own_folder(), TestClient(_server.build_app(Models("digits"))) as client:
+    names = {{function["api_name"]: function["id"] for function in client.get("/config").json()["dependencies"]}}
+    mine = client.post("/gradio_api/upload", files={{"files": ("a.png", open(upload, "rb"))}}).json()[0]
+    answers = {{}}
+    for path in (mine, secret, "x.png", "https://example.org/a.png", chr(0), None):
+        file = {{"path": path, "url": "http://127.0.0.1:9/a.png", "meta": {{"_type": "gradio.FileData"}}}}
+        answers[path] = answer(names["find"], [file, *view]), answer(names["go_back"], [*view[:10], file, *view[11:]])
+    print(json.dumps(list(answers.values())))
+"""
+    arguments = [sys.executable, "-c", code, str(tmp_path / "secret.png"), str(tmp_path / "secret.png")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    (found, _), *others = json.loads(done.stdout.splitlines()[-1])
+    assert found is True
+    expected = {400} if guarded else {False}
+    assert {answer for pair in others[: 5 if guarded else 1] for answer in pair} == expected
+
+
+@needs_gradio
+def test_a_page_for_this_machine_answers_no_other_site():
+    code = """
+import json
+from fastapi.testclient import TestClient
+from dcgan.explore import Models, _server
+
+models = Models("digits")
+pages = [TestClient(_server.build_app(models, local=local), "http://localhost:7860") for local in (True, False)]
+own, foreign = "http://localhost:7860", "http://example.org"
+headers = [{}, {"Host": "[::1]:7860"}, {"Origin": own}, {"Host": "example.org"}, {"Host": "[x"}, {"Origin": foreign}]
+headers.append({"Host": "example.org:7860", "Origin": "http://example.org:7860"})
+file = {"files": ("a.png", b"x")}
+codes = [[page.post("/gradio_api/upload", files=file, headers=h).status_code for h in headers] for page in pages]
+print(json.dumps(codes))
+print(json.dumps(pages[0].post("/gradio_api/queue/join", content=bytes(2**21)).status_code))
+"""
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert json.loads(told[-2]) == [[200, 200, 200, 400, 400, 403, 400], [200] * 7]
+    assert json.loads(told[-1]) == 400
 
 
 @needs_gradio

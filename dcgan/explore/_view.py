@@ -85,6 +85,8 @@ class View:
 
     def __post_init__(self) -> None:
         for field in fields(self):
+            if field.type is str and not isinstance(getattr(self, field.name), str):
+                raise InputError(f"{field.name} must be text")
             try:
                 value = field.type(getattr(self, field.name))  # type: ignore[operator]  # a class
             except (TypeError, ValueError, OverflowError):
