@@ -655,6 +655,24 @@ def test_a_signal_ends_a_command_that_then_leaves_nothing(tmp_path, number):
     assert not list(tmp_path.iterdir())
 
 
+@posix
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_that_python_ignores_ends_the_command_at_its_next_progress(
+    tmp_path, number, code, dcgan_says, monkeypatch
+):
+    before = signal.getsignal(number)
+
+    class Callback:
+        def __del__(self):  # whose exceptions are ignored, as those of callbacks while a module is loaded
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    monkeypatch.setattr("dcgan._build.select_device", lambda _: (Callback(), torch.device("cpu"))[1])
+    assert dcgan_says("generate", "digits", "-n", 9, "--batch-size", 3, "--out", tmp_path / "out")[0] == code
+    assert len(list(tmp_path.glob("out/*.png"))) <= 3
+    assert signal.getsignal(number) is before
+
+
 def test_what_can_lose_an_interrupt_is_loaded_before_any_work():
     # Modules by Cython ignore every exception, also that of a Ctrl-C, in a part of their loading.
     process = python("-c", "import dcgan.models, sys; print(*sys.modules)")

@@ -30,7 +30,7 @@ from dcgan.cli._processes import process_count, process_rank
 from dcgan.cli._push import push
 from dcgan.cli._recipes import recipes
 from dcgan.cli._show import show
-from dcgan.cli._terminal import RunError, Terminated, UsageError, has_lost_output, raise_on_sigterm, say
+from dcgan.cli._terminal import RunError, Terminated, UsageError, has_lost_output, raise_on_signals, say
 from dcgan.cli._train import train
 from dcgan.cli._visualize import visualize
 
@@ -57,7 +57,7 @@ _RENAMED = {  # since 0.1
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     try:
-        with raise_on_sigterm():
+        with raise_on_signals():
             code = _run(arguments)
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename is not None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 _CPU_MEMORY = re.compile("DefaultCPUAllocator: (can't allocate|not enough) memory")
+_came: list[type[KeyboardInterrupt]] = []  # what signals have raised in this command
 _lost_output: list[OSError] = []  # errors of standard output, which is printed to no more
 
 
@@ -114,20 +115,33 @@ class _ProgressBarHandler(logging.Handler):
 
 
 @contextmanager
-def raise_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, so that nothing half written stays; in the main thread alone."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+def raise_on_signals() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that nothing half written stays; in the main thread alone.
+
+    Python ignores what a handler raises in some places, such as a callback while a module is loaded: what came is
+    raised again at the next progress.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    ours = {
+        signal.SIGINT: (signal.default_int_handler, KeyboardInterrupt),
+        signal.SIGTERM: (signal.SIG_DFL, Terminated),
+    }
 
-    def end(_: int, __: FrameType | None) -> None:
-        raise Terminated
+    def end(number: int, _: FrameType | None) -> None:
+        _came.append(ours[signal.Signals(number)][1])
+        raise _came[-1]
 
-    signal.signal(signal.SIGTERM, end)
+    before = {number: usual for number, (usual, _) in ours.items() if signal.getsignal(number) == usual}
+    for number in before:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _came.clear()
+        for number, usual in before.items():
+            signal.signal(number, usual)
 
 
 @contextmanager
@@ -160,6 +174,8 @@ def progress_bar(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     bars: list[tqdm[Any]] = []
 
     def update(done: int, total: int) -> None:
+        if _came:
+            raise _came[-1]
         if not bars:
             from tqdm import tqdm
 
