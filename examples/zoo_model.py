@@ -154,8 +154,8 @@ def write_card(name):
         picture="samples.png",
     )
     facts = {"terms of the data": record.terms} | {k: v for k, v in training.items() if k not in NOT_LISTED}
-    seeds = ", ".join(f"{distance:.2f} with seed {seed}" for seed, distance in training["distance_by_seed"].items())
-    facts |= {"distance at the end": seeds}
+    seeds = [f"{distance:.2f} with seed {seed}" for seed, distance in training.get("distance_by_seed", {}).items()]
+    facts |= {"distance at the end": ", ".join(seeds)} if seeds else {}
     facts |= {f"SHA-256 of {file}": digest for file, digest in record.sha256.items()}
     facts |= {"picture": f"samples 0 to {PICTURED - 1} of seed 0, none chosen"}
     listed = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items())
