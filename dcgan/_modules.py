@@ -21,18 +21,9 @@ def copy_module(module: Module, *, share: bool = False) -> Module:
     `torch.nn.utils.weight_norm` and `spectral_norm` do; in the copy these are constants until they are recomputed.
     The copy calls the same hooks; objects that they are methods of are not copied. Do not modify a copy made with
     `share`: registering a hook on it may register it on `module` as well.
-
-    Raises:
-        ValueError: If the `forward` of a part with tensors was replaced by a function, which would go on with the
-            tensors of the original.
     """
     memo: dict[int, Any] = {}  # what deepcopy regards as copied already
     for part in module.modules():
-        if isinstance(vars(part).get("forward"), FunctionType) and any(True for _ in _tensors(part)):
-            raise InputError(
-                f"the forward of {type(part).__name__} was replaced by a function, which does not follow a copy of the "
-                "network, as for its average: compile with its compile(), or change its class"
-            )
         if share:  # what can be shared without harm, since a deep copy of it takes as long as generating an image
             memo |= {id(value): value for value in vars(part).values() if isinstance(value, OrderedDict) and not value}
             if _is_plain_layer(part):
@@ -67,6 +58,21 @@ def _leaves(value: object) -> Iterator[object]:
         isinstance(value, MethodType) and not isinstance(value.__self__, nn.Module)
     ):
         yield value
+
+
+def expect_to_be_followed(module: nn.Module) -> None:
+    """Check that a copy with other weights would compute with them.
+
+    Raises:
+        ValueError: If the `forward` of a part with tensors was replaced by a function, which would go on with those of
+            the original.
+    """
+    for part in module.modules():
+        if isinstance(vars(part).get("forward"), FunctionType) and any(True for _ in _tensors(part)):
+            raise InputError(
+                f"the forward of {type(part).__name__} was replaced by a function, which does not follow a copy of the "
+                "network, as for its average: compile with its compile(), or change its class"
+            )
 
 
 def stop_training(module: nn.Module) -> None:

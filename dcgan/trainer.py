@@ -26,7 +26,7 @@ from dcgan._choices import (
 from dcgan._cuda_graphs import CudaGraphStep, WeakCall, can_compile, first_line
 from dcgan._devices import device_defaults, to_memory_format
 from dcgan._errors import InputError
-from dcgan._modules import copy_module, stop_training
+from dcgan._modules import copy_module, expect_to_be_followed, stop_training
 from dcgan._monitor import StepMonitor
 from dcgan._precision import autocast, grad_scaler
 from dcgan._random import global_seed
@@ -605,6 +605,7 @@ class Trainer(Generic[G, D]):
 
 def _still_copy(network: G) -> G:
     """Return a copy with the same parameters, which no optimiser updates, in evaluation mode."""
+    expect_to_be_followed(network)
     still = copy_module(network).requires_grad_(requires_grad=False)
     stop_training(still)
     return still

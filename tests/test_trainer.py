@@ -1232,8 +1232,6 @@ def test_a_generator_that_no_copy_can_follow_is_refused(patch):
     part.forward = patch(part.forward)
     with pytest.raises(ValueError, match=r"the forward of .* was replaced by a function, .*: compile with its compile"):
         Trainer(generator, discriminator)
-    with pytest.raises(ValueError, match="was replaced by a function"):
-        generator.sample(2)
     Trainer(generator, discriminator, ema_decay=None).step(batches(1)[0])
 
 
