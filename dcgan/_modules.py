@@ -4,6 +4,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, TypeVar
 
@@ -37,11 +38,6 @@ def copy_module(module: Module, *, share: bool = False) -> Module:
     return copy.deepcopy(module, memo)
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-
-
 def _is_plain_layer(module: nn.Module) -> bool:
     known = type(module).__module__.startswith(("torch.nn.modules.", "dcgan.layers"))
     return known and not any(True for _ in module.children()) and not any(map(callable, vars(module).values()))
@@ -68,7 +64,9 @@ def expect_to_be_followed(module: nn.Module) -> None:
             the original.
     """
     for part in module.modules():
-        if isinstance(vars(part).get("forward"), FunctionType) and any(True for _ in _tensors(part)):
+        if isinstance(vars(part).get("forward"), FunctionType) and any(
+            True for _ in chain(part.parameters(), part.buffers())
+        ):
             raise InputError(
                 f"the forward of {type(part).__name__} was replaced by a function, which does not follow a copy of the "
                 "network, as for its average: compile with its compile(), or change its class"

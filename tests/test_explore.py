@@ -349,13 +349,14 @@ pages = [TestClient(_server.build_app(models, local=local), "http://localhost:78
 own, foreign = "http://localhost:7860", "http://example.org"
 headers = [{}, {"Host": "[::1]:7860"}, {"Origin": own}, {"Host": "example.org"}, {"Host": "[x"}, {"Origin": foreign}]
 headers.append({"Host": "example.org:7860", "Origin": "http://example.org:7860"})
+headers.append({"Origin": "http://[x"})
 file = {"files": ("a.png", b"x")}
 codes = [[page.post("/gradio_api/upload", files=file, headers=h).status_code for h in headers] for page in pages]
 print(json.dumps(codes))
 print(json.dumps(pages[0].post("/gradio_api/queue/join", content=bytes(2**21)).status_code))
 """
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
-    assert json.loads(told[-2]) == [[200, 200, 200, 400, 400, 403, 400], [200] * 7]
+    assert json.loads(told[-2]) == [[200, 200, 200, 400, 400, 403, 400, 403], [200] * 8]
     assert json.loads(told[-1]) == 400
 
 

@@ -169,9 +169,9 @@ class _Guard:
         if scope["type"] == "http":
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             host, origin = headers.get("host", ""), headers.get("origin", "")
-            if self.local and _host_name(f"//{host}") not in _LOCAL:
+            if self.local and _host_name(host) not in _LOCAL:
                 refusal = 400, f"this page answers as localhost, not as {host[:100]}: --host 0.0.0.0 answers others"
-            elif self.local and origin and urlsplit(origin).netloc != host:
+            elif self.local and origin and origin.partition("://")[2] != host:
                 refusal = 403, "another site's page may not use this one"
             elif scope["method"] == "POST" and not scope["path"].endswith("/upload"):
                 messages, body = await _read_body(receive)
@@ -183,9 +183,9 @@ class _Guard:
             await self.app(scope, receive_again, send_with_policy)
 
 
-def _host_name(url: str) -> str | None:
+def _host_name(host: str) -> str | None:
     try:
-        return urlsplit(url).hostname
+        return urlsplit(f"//{host}").hostname
     except ValueError:
         return None
 
