@@ -37,7 +37,7 @@ def train(recipe: Recipe, pictures: Images, evaluator: Evaluator, steps: int, se
     recipe, generator, discriminator = _build.build_networks(recipe)
     trainer = _build.build_trainer(recipe, generator, discriminator)
     batch_size = min(recipe.batch_size or 1, len(pictures))
-    run = trainer.iterate(Batches(pictures, batch_size, seed=recipe.seed), 1_000_000)
+    run = trainer.iterate(Batches(pictures, batch_size, seed=recipe.seed, flip=recipe.flip), 1_000_000)
     curve: list[dict[str, Any]] = []
     spent = 0.0
     while trainer.steps < steps or spent < seconds:

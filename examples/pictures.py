@@ -45,10 +45,10 @@ LATENTS = """
 walk mnist --points 4 --out OUT/latents-mnist.png
 walk cifar10 --points 9 --out OUT/latents-cifar10.png
 walk faces --points 4 --steps 12 --out OUT/latents-walk.gif
-walk faces --through 5,13,94,18 --out OUT/latents-slerp.png
-walk faces --through 5,13,94,18 --interpolation lerp --out OUT/latents-lerp.png
-arithmetic faces "94,114,156 - 56,59,112 + 41,45,136" --out OUT/latents-arithmetic.png
-walk faces --from 13,41,76,136 --to 18,29,31,63 --through 2,55,58,70,97,133 --out OUT/latents-turn.png
+walk faces --through 2,32,145,154 --out OUT/latents-slerp.png
+walk faces --through 2,32,145,154 --interpolation lerp --out OUT/latents-lerp.png
+arithmetic faces "145,51,156 - 110,141,31 + 56,107,128" --out OUT/latents-arithmetic.png
+walk faces --from 22,14,112,100 --to 81,147,133,118 --through 2,56,62,126,51,144 --out OUT/latents-turn.png
 """
 VISUALIZE = """
 visualize filters faces --out OUT/visualize-filters.png

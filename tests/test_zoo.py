@@ -105,6 +105,21 @@ def test_the_card_of_a_model_says_what_its_record_does(name):
     assert min(training["curve"].values()) * 3 > training["curve"][max(training["curve"])]  # no collapse at the end
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_three_seeds_of_a_model_end_near_each_other(name):
+    record, gallery = zoo.load_record(name), (GALLERY.parent / "models.md").read_text(encoding="utf-8")
+    seeds = record.training["distance_by_seed"]
+    assert len(seeds) >= 3
+    assert f"{seeds[record.training['seed']]:.2f}" == record.figures["distance"].partition(" (")[0]
+    assert max(seeds.values()) < 2 * min(seeds.values())
+    others = " and ".join(f"{seeds[seed]:.2f}" for seed in sorted(seeds) if seed != record.training["seed"])
+    assert f"; {others} with seeds 1 and 2" in gallery
+    assert all(
+        f"{distance:.2f} with seed {seed}" in (record.folder / "README.md").read_text(encoding="utf-8")
+        for seed, distance in seeds.items()
+    )
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_model_of_others_names_its_source_and_terms(name):
     record = zoo.load_record(name)
