@@ -278,6 +278,19 @@ def expect_images(batch: object) -> Tensor:
     return expect_images(items[images[0]])
 
 
+def expect_alike(real: Tensor, fake: object) -> None:
+    """Check that a generator made images of the batch's shape.
+
+    Raises:
+        ValueError: If it did not.
+    """
+    if not isinstance(fake, Tensor) or fake.shape != real.shape:
+        raise InputError(
+            f"the generator must make images like the batch's, {tuple(real.shape)}, got {_describe(fake)}: give it the "
+            "size and channels of the images, or resize them"
+        )
+
+
 def expect_batch_labels(batch: object, count: int) -> Tensor:
     """Return the labels of a batch `(count,)` as int64: the one tensor of whole numbers of that shape among its values.
 
@@ -312,7 +325,15 @@ def _describe(value: object) -> str:
 
 
 def _last_layer(network: nn.Module) -> nn.Module:
-    """Return the layer that computes a network's output, or the network itself if only its code shows it."""
-    while type(network) is nn.Sequential and len(network):
-        network = network[-1]
-    return network
+    """Return the layer that computes a network's output, or the network itself if only its code shows it.
+
+    A class that holds nothing but one Sequential is taken to return what that computes, as in PyTorch's tutorial.
+    """
+    while True:
+        layers = list(network.children())
+        if type(network) is nn.Sequential and layers:
+            network = layers[-1]
+        elif len(layers) == 1 and type(layers[0]) is nn.Sequential:
+            network = layers[0]
+        else:
+            return network

@@ -110,7 +110,7 @@ def _parse(line: bytes) -> Record | None:
 def _describe_health(records: Sequence[Record]) -> str:
     collapsed = [record["step"] for record in records if "collapse" in record]
     if not collapsed:
-        return "no sign of collapse"
+        return f"no sign of collapse in {records[-1]['step']:,} steps"
     if "collapse" in records[-1]:
         return f"collapsed: {records[-1]['collapse']}"
     return f"collapsed for a time, last at step {collapsed[-1]}, and recovered"

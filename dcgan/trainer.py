@@ -255,8 +255,8 @@ class Trainer(Generic[G, D]):
 
         Raises:
             TypeError: If `batch` does not hold one tensor of images, or, for conditional networks, one of labels.
-            ValueError: If the images have another shape or type, or at the first step must be pixels in 0 ... 255, or
-                labels on the CPU are out of range.
+            ValueError: If the images have another shape or type than the generator's, or at the first step must be
+                pixels in 0 ... 255, or labels on the CPU are out of range.
             RuntimeError: If parameters of a network were replaced, or a process group began or ended, since the
                 trainer was built.
         """
@@ -278,6 +278,7 @@ class Trainer(Generic[G, D]):
         metrics: dict[str, Tensor] = {}
         with torch.set_grad_enabled(mode=train_g), self._autocast():
             fake = self._g_forward(z, *labels)  # (N, K, H, W)
+        _checks.expect_alike(real, fake)
 
         if train_d:
             # Real and fake pass apart: one BatchNorm batch would tell the discriminator which is which.

@@ -474,7 +474,7 @@ def test_folders_of_another_user_are_one_line(public):
     data.load("folder", root=folder_of(public / "others", 2), image_size=8)
     refuse(public, rf"^the folder {secret} cannot be read: Permission denied$", root=root, **warm)
     refuse(public, rf"^the folder {secret} cannot be read: Permission denied$", root=secret, **warm)
-    refuse(public, rf"^root {secret}/deeper cannot be read: Permission denied$", root=secret / "deeper", **warm)
+    refuse(public, rf"^the folder {secret}/deeper cannot be read: Permission denied$", root=secret / "deeper", **warm)
 
 
 def test_a_disk_that_is_full_at_the_last_write_keeps_nothing(tmp_path, monkeypatch):

@@ -4,8 +4,10 @@ import io
 import itertools
 import os
 import pickle
+import re
 import struct
 import sys
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -211,6 +213,27 @@ def test_a_dataset_that_cannot_be_downloaded_says_how_to_get_it(tmp_path, monkey
         data.load(name, root=root, classes=classes, cache=cache)
     assert str(caught.value).startswith(f"{name} is not readable in {root}")
     assert caught.value.__cause__ is not None
+
+
+def test_a_dataset_that_is_a_level_away_is_found_and_nothing_is_left_in_the_folder(tmp_path, monkeypatch):
+    def download(self):
+        Path(self.raw_folder).mkdir(parents=True, exist_ok=True)
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", download)
+    raw = tmp_path / "data/MNIST/raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").touch()
+    expected = f"root must be the folder that holds MNIST/raw/train-images-idx3-ubyte, {tmp_path / 'data'}, got "
+    for below in (raw, raw.parent):
+        with pytest.raises(FileNotFoundError, match=f"^{re.escape(f'{expected}{below}')}$"):
+            data.load("mnist", root=below)
+    with pytest.raises(FileNotFoundError, match=rf"could not be downloaded \(no network\): {re.escape(expected)}"):
+        data.load("mnist", root=tmp_path)
+    for nowhere in (tmp_path / "new/deep", tmp_path / "empty"):
+        with pytest.raises(FileNotFoundError, match=r"\(no network\)\. Download the four"):
+            data.load("mnist", root=nowhere)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
 def test_a_folder_of_images_that_is_taken_for_a_dataset_is_told_so(tmp_path):

@@ -356,6 +356,15 @@ def test_a_network_that_could_not_be_rebuilt_is_not_saved(tmp_path, network, mes
 # Where the files are
 
 
+def test_weights_that_are_not_finite_are_saved_with_a_warning(tmp_path, caplog):
+    generator = Generator(image_size=16, base_channels=4)
+    generator.save_pretrained(tmp_path)
+    assert not caplog.messages
+    generator.head.conv.weight.data[0] = torch.nan
+    generator.save_pretrained(tmp_path)
+    assert caplog.messages == ["saving a Generator whose head.conv.weight is not finite (NaN or infinity)"]
+
+
 @pytest.mark.parametrize("subfolder", ["faces", "faces/ema", "./faces/ema/", "faces\\ema"])
 def test_networks_are_found_in_a_subfolder(saved, subfolder, tmp_path_factory):
     _, *networks = saved

@@ -354,7 +354,7 @@ def test_the_end_is_summarised_in_words(evaluated, unbroken):
     run = Run.resume(evaluated)
     run.close()
     assert run.summary() == {
-        "health": "no sign of collapse",
+        "health": "no sign of collapse in 19 steps",
         "balance": run.summary()["balance"],
         "quality": "distance 8.00 from the images at step 19, and 3.25 at step 8, the best",
         "speed": run.summary()["speed"],
@@ -856,7 +856,7 @@ def test_damaged_lines_of_the_log_are_set_aside_and_the_others_stay_as_they_are(
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join([*lines[:1], damage(lines[1]), *lines[2:]]))
     with contextlib.closing(Run.resume(folder)) as run:
-        assert run.summary()["health"] == "no sign of collapse"
+        assert run.summary()["health"] == "no sign of collapse in 19 steps"
     assert log.read_bytes() == b"".join([*lines[:1], *lines[2:]])
     assert (folder / "metrics.jsonl.damaged").read_bytes() == damage(lines[1])
     assert "has damaged lines: 1, set aside in metrics.jsonl.damaged" in caplog.text
@@ -868,7 +868,7 @@ def test_a_log_with_other_names_is_summarized_by_those_that_are_known(tmp_path, 
     log = folder / "metrics.jsonl"
     log.write_bytes(log.read_bytes().replace(b"images_per_second", b"imagfs_per_second").replace(b"d_real", b"d_ream"))
     with contextlib.closing(Run.resume(folder)) as run:
-        assert run.summary() == {"health": "no sign of collapse"}
+        assert run.summary() == {"health": "no sign of collapse in 19 steps"}
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", None])

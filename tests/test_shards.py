@@ -445,7 +445,7 @@ def test_pack_replaces_shards_only_if_asked(classes, tmp_path, capsys):
     (out / "notes.txt").touch()
     assert "notes.txt, which is not what pack writes" in said(capsys, "pack", classes, "--out", out, "--force", code=2)
     assert "is a file" in said(capsys, "pack", classes, "--out", out / "notes.txt", code=2)
-    assert "must be a folder of images" in said(capsys, "pack", tmp_path / "nothing", "--out", out, code=2)
+    assert "does not exist" in said(capsys, "pack", tmp_path / "nothing", "--out", out, code=2)
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 

@@ -217,6 +217,43 @@ def test_uint8_images_are_scaled_to_the_generators_range():
         assert torch.equal(*results)
 
 
+class Held(nn.Module):
+    """Holds nothing but a Sequential."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.main = nn.Sequential(*layers)
+
+    def forward(self, z):
+        return self.main(z)
+
+
+def test_a_generator_of_one_sequential_tells_its_range():
+    pixels = torch.randint(0, 256, (16, 1, 16, 16), dtype=torch.uint8)
+    for last, low in ((nn.Sigmoid(), 0), (nn.Tanh(), -1)):
+        generator = Held(nn.Linear(6, 256), nn.Unflatten(1, (1, 16, 16)), last)
+        assert Trainer(generator, Discriminator(**TINY), latent_dim=6)._as_float(pixels).min() == low
+
+
+def test_images_of_another_shape_than_the_generators_are_refused():
+    trainer = Trainer(*networks())
+    before = copy.deepcopy(trainer.state_dict()["generator"])
+    for shape in ((8, 1, 32, 32), (8, 3, 16, 16)):
+        with pytest.raises(
+            ValueError, match=rf"images like the batch's, \({shape[0]}, {shape[1]}, .*got \(8, 1, 16, 16\)"
+        ):
+            trainer.step(torch.rand(shape) * 2 - 1)
+    half = Trainer(Held(nn.Linear(6, 256), nn.Unflatten(1, (1, 8, 32))), Discriminator(**TINY), latent_dim=6)
+    with pytest.raises(ValueError, match=r"got \(8, 1, 8, 32\)"):
+        half.step(torch.rand(8, 1, 16, 16))
+    assert trainer.steps == 0
+    assert all(
+        torch.equal(value, before[name])
+        for name, value in trainer.generator.state_dict().items()
+        if "num_batches" not in name and "running" not in name
+    )
+
+
 def test_metrics_are_detached_scalars_and_no_step_waits_for_them(monkeypatch):
     """On an accelerator `.item()` and its kin would stop the host until the device is done."""
     trainer = Trainer(*networks())
@@ -1069,6 +1106,9 @@ class Probability(nn.Module):
 def test_a_discriminator_that_ends_in_a_sigmoid_is_named_once(caplog):
     module = nn.Sequential(nn.Flatten(), nn.Linear(256, 1), nn.Sigmoid())
     Trainer(networks()[0], module)
+    assert caplog.messages == ["the discriminator ends in a sigmoid, but the loss takes its logits: remove the sigmoid"]
+    caplog.clear()
+    Trainer(networks()[0], Held(*module))  # as in PyTorch's tutorial
     assert caplog.messages == ["the discriminator ends in a sigmoid, but the loss takes its logits: remove the sigmoid"]
     caplog.clear()
     trainer = Trainer(networks()[0], Probability())  # which only its outputs give away

@@ -8,6 +8,7 @@ the annotations that torchvision would require need not be there.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import os
@@ -27,7 +28,7 @@ from dcgan._errors import InputError, MissingPackageError
 from dcgan.data._formats import HEIF_ENDINGS, HEIF_REMEDY, ending_of, image_endings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
 
     from PIL.Image import Image as PilImage
@@ -105,17 +106,34 @@ class Source:
         Raises:
             FileNotFoundError: If the dataset is not readable under `root` and cannot be downloaded.
         """
+        missing = [self.root / path for path in self.paths if not (self.root / path).exists()]
+        around = [self.root.resolve().parent, self.root.resolve().parent.parent]
+        if self.remedy and missing and (found := self._find(around)):
+            raise FileNotFoundError(self._elsewhere(found))  # instead of downloading it once more
+        absent = {folder for path in missing for folder in path.parents if not folder.exists()}
         try:
             return self.read(self.root)
         except (OSError, RuntimeError, ValueError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
             if not self.remedy:
                 raise
-            remedy = self.remedy.format(root=self.root)
-            if self.root.is_dir() and list_images(self.root):
+            for folder in sorted(absent, reverse=True):  # what torchvision made for a download; the innermost first
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            remedy = f". {self.remedy.format(root=self.root)}"
+            if missing and self.root.is_dir() and (found := self._find(filter(Path.is_dir, self.root.iterdir()))):
+                remedy = f": {self._elsewhere(found)}"
+            elif self.root.is_dir() and list_images(self.root):
                 remedy += f" To train on the images that are in {self.root}, use the dataset 'folder'."
             raise FileNotFoundError(
-                f"{self.name} is not readable in {self.root} and could not be downloaded ({error}). {remedy}"
+                f"{self.name} is not readable in {self.root} and could not be downloaded ({error}){remedy}"
             ) from error
+
+    def _find(self, folders: Iterable[Path]) -> Path | None:
+        """Return the first of some folders that holds this dataset."""
+        return next((folder for folder in folders if all((folder / path).exists() for path in self.paths)), None)
+
+    def _elsewhere(self, folder: Path) -> str:
+        return f"root must be the folder that holds {self.paths[0]}, {folder}, got {self.root}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Hold the items instead of `read`, which may be of a kind that cannot be pickled."""
@@ -272,18 +290,14 @@ def _expect_folder(root: Path, *, must_exist: bool) -> None:
     try:
         is_folder = stat.S_ISDIR(root.stat().st_mode)
     except PermissionError as error:
-        raise rephrase(error, f"root {root} cannot be read: {error.strerror}") from error
+        raise rephrase(error, f"the folder {root} cannot be read: {error.strerror}") from error
     except OSError as error:
         if must_exist:
-            reason = (
-                "which does not exist"
-                if isinstance(error, FileNotFoundError)
-                else f"which is no folder: {error.strerror}"
-            )
-            raise FileNotFoundError(f"root must be a folder of images, got {root}, {reason}") from error
+            reason = "does not exist" if isinstance(error, FileNotFoundError) else f"is no folder: {error.strerror}"
+            raise FileNotFoundError(f"the folder of images {root} {reason}") from error
         return
     if not is_folder:
-        raise NotADirectoryError(f"root must be a folder, got the file {root}")
+        raise NotADirectoryError(f"expected a folder, got the file {root}")
 
 
 def _suggest(word: str, words: Sequence[str]) -> str:
@@ -301,9 +315,9 @@ def _torchvision_datasets() -> ModuleType:
 def _folder(root: Path) -> list[str]:
     files, left_out = scan_folder(root)
     if not files:
-        found = f"which holds {describe_left_out(left_out)}" if left_out else "which holds no file"
+        found = describe_left_out(left_out) if left_out else "no file"
         endings = ", ".join(sorted(image_endings()))
-        raise FileNotFoundError(f"root must hold images at any depth, got {root}, {found}; images end in {endings}")
+        raise FileNotFoundError(f"{root} must hold images at any depth, but holds {found}; images end in {endings}")
     return files
 
 

@@ -189,7 +189,8 @@ class Pretrained(nn.Module):
 
         A discriminator goes into `folder/discriminator`, next to its generator. A kill at any moment, or a full disk,
         leaves either the network that was there before or this one. Only where both have weights of the same shapes may
-        a kill between the two files leave this one's weights to the configuration before, of which loading warns.
+        a kill between the two files leave this one's weights to the configuration before, of which loading warns. It
+        warns of weights that are not finite, too, and writes them.
 
         Raises:
             ValueError: If the constructor of a subclass takes arguments that `config` does not hold.
@@ -198,6 +199,9 @@ class Pretrained(nn.Module):
         target = _expand_home(folder) / self.subfolder
         target.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+        if broken:
+            logger.warning("saving a %s whose %s is not finite (NaN or infinity)", type(self).__name__, broken[0])
         config = {"class": type(self).__name__, "dcgan": __version__, **self.config}
 
         from safetensors.torch import save
