@@ -20,7 +20,13 @@ def expect_empty(folder: Path | None) -> None:
         FileExistsError: If it holds something, or is a file.
     """
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists: continue with --resume {folder}, or choose another folder")
+        remedy = ""
+        if (folder / "recipe.yaml").is_file():
+            ended_early = not checkpoint.list_states(folder / "state")
+            remedy = (
+                "remove it, for it has no state yet, or " if ended_early else f"continue with --resume {folder}, or "
+            )
+        raise FileExistsError(f"{folder} exists: {remedy}choose another folder")
 
 
 def create_folder(folder: Path | None, name: str) -> Path:

@@ -43,6 +43,7 @@ from dcgan.layers import (
     expect_labels,
     fuse_batchnorm,
 )
+from dcgan.zoo import list_models, load_record
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -520,7 +521,10 @@ def from_pretrained(
         "dtype": dtype,
         "verify": verify,
     }
-    return Generator.from_pretrained(name_or_path, **options), Discriminator.from_pretrained(name_or_path, **options)
+    generator = Generator.from_pretrained(name_or_path, **options)
+    if name_or_path in list_models() and load_record(str(name_or_path)).files:
+        options["force_download"] = False  # somebody else's files hold both networks
+    return generator, Discriminator.from_pretrained(name_or_path, **options)
 
 
 def _sequence(**layers: nn.Module | None) -> nn.Sequential:

@@ -189,7 +189,9 @@ class Run:
                 if not (stored_path := folder / "recipe.yaml").is_file():
                     raise FileNotFoundError(f"{folder} is not the folder of a run: it has no recipe.yaml")
                 if not checkpoint.list_states(folder / "state"):
-                    raise FileNotFoundError(f"{folder} has no checkpoint to resume from: start again in another folder")
+                    raise FileNotFoundError(
+                        f"{folder} has no state to resume from: start again in another folder, or remove it"
+                    )
                 stored = load_recipe(stored_path)
                 recipe = _extend(folder, stored, recipe or stored)
                 device = _build.select_device(recipe.device)

@@ -9,6 +9,7 @@ makes a run the model of that name.
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def main():
     for seed in options.seeds:
         for name, _, root in (model.partition("=") for model in options.models):
             folder = options.runs / f"{name}-{seed}"
-            if not (folder / "state").exists():
+            if not list((folder / "state").glob("step-*.pt")):
+                shutil.rmtree(folder, ignore_errors=True)  # it was killed before its first state
                 where = ["--root", root] if root else []
                 code = cli.main(
                     ["train", "--recipe", name, "--seed", str(seed), "--out", str(folder), *where, *training]

@@ -390,7 +390,7 @@ def test_a_dry_run_refuses_what_the_run_would(dcgan_says):
     Path("taken").mkdir()
     Path("taken/file").touch()
     code, _, err = dcgan_says("train", *TINY, "--steps", 2, "--out", "taken", "--dry-run")
-    assert (code, "taken exists: continue with --resume taken" in err) == (2, True)
+    assert (code, "taken exists: choose another folder" in err) == (2, True)
 
 
 def test_a_dry_run_resumes_nothing(dcgan_says, trained):

@@ -393,7 +393,7 @@ OTHER_NETWORKS = {
     ),
     "sparse": (
         changed(lambda s: s.update({"main.3.weight": s["main.3.weight"].to_sparse()})),
-        "3.weight is sparse|sparse tensor invariants",
+        "3.weight is sparse|[Ss]parse (tensor )?invariant",
     ),
     "empty": (
         {"0.weight": torch.zeros(64, 0), "1.weight": torch.zeros(8, 3, 4, 4)},

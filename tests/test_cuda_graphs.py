@@ -383,6 +383,34 @@ class SideStream(str):
     cuda_stream = 1
 
 
+class FakeCapture:
+    """`torch.cuda.graph`, a class as well: CPython 3.12 keeps alive what fails within a generator's context."""
+
+    def __init__(self, cuda, graph, pool, stream, mode):
+        self.cuda, self.graph, self.pool, self.stream, self.mode = cuda, graph, pool, stream, mode
+
+    def __enter__(self):
+        cuda, pool = self.cuda, self.pool
+        cuda.used.append((pool, self.stream, self.mode))
+        assert cuda.uses.get(pool, 1) > 0, "use_count > 0 INTERNAL ASSERT FAILED"
+        cuda.uses[pool] = cuda.uses.get(pool, 0) + 1
+        cuda.streams.append(self.stream)
+        cuda.pools.add(pool)
+        cuda.benchmarks.append(torch.backends.cudnn.benchmark)
+        for state in self.graph.states:
+            state.capturing = True
+        self.graph.stream = self.stream
+        if not cuda.old:
+            self.graph.pool = pool  # which it releases, even if the capture fails
+
+    def __exit__(self, kind, *_):
+        if kind in (ZeroDivisionError, KeyboardInterrupt):  # the capture is broken, and ending it fails, too
+            if not self.cuda.old:
+                self.cuda.end_allocate_to_pool(0, self.pool)
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        self.cuda.end_capture(self.graph, self.pool)  # a LookupError stands for what is wrong in Python only
+
+
 class FakeCuda:
     """What `CudaGraphStep` uses of torch, with the state that a capture leaves behind.
 
@@ -412,29 +440,8 @@ class FakeCuda:
     def run(self, mode, tensor):
         return {"sum": tensor.sum()}
 
-    @contextmanager
     def graph(self, graph, *, pool, stream, capture_error_mode):
-        self.used.append((pool, stream, capture_error_mode))
-        assert self.uses.get(pool, 1) > 0, "use_count > 0 INTERNAL ASSERT FAILED"
-        self.uses[pool] = self.uses.get(pool, 0) + 1
-        self.streams.append(stream)
-        self.pools.add(pool)
-        self.benchmarks.append(torch.backends.cudnn.benchmark)
-        for state in graph.states:
-            state.capturing = True
-        graph.stream = stream
-        if not self.old:
-            graph.pool = pool  # which it releases, even if the capture fails
-        try:
-            yield
-        except LookupError:  # stands for what is wrong in Python only
-            self.end_capture(graph, pool)
-            raise
-        except (ZeroDivisionError, KeyboardInterrupt):  # the capture is broken, and ending it fails, too
-            if not self.old:
-                self.end_allocate_to_pool(0, pool)
-            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")  # noqa: B904
-        self.end_capture(graph, pool)
+        return FakeCapture(self, graph, pool, stream, capture_error_mode)
 
     def end_capture(self, graph, pool):
         for state in graph.states:

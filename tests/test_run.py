@@ -506,8 +506,13 @@ def test_what_a_resumed_run_may_change_are_fields():
 
 def test_a_folder_that_holds_anything_is_not_overwritten(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="exists: continue with --resume"):
+    with pytest.raises(FileExistsError, match="exists: choose another folder"):
         Run.start(TINY, tmp_path)
+    killed = tmp_path / "recipe.yaml"  # of a run that was killed before its first state
+    killed.write_text(TINY.to_yaml())
+    with pytest.raises(FileExistsError, match="exists: remove it, for it has no state yet, or choose another folder"):
+        Run.start(TINY, tmp_path)
+    killed.unlink()
     with pytest.raises(FileExistsError, match="exists"):
         Run.start(TINY, tmp_path / "notes.txt")
     assert listing(tmp_path) == ["notes.txt"]
@@ -541,7 +546,9 @@ def test_reasons_not_to_resume_are_told_apart(tmp_path, unbroken):
     with pytest.raises(FileNotFoundError, match="is not the folder of a run: it has no recipe"):
         Run.resume(tmp_path)
     (tmp_path / "recipe.yaml").write_text(TINY.to_yaml())
-    with pytest.raises(FileNotFoundError, match="has no checkpoint to resume from: start again in another folder"):
+    with pytest.raises(
+        FileNotFoundError, match="has no state to resume from: start again in another folder, or remove it"
+    ):
         Run.resume(tmp_path)
 
 

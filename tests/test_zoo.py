@@ -9,9 +9,11 @@ import re
 import resource
 import shutil
 import socket
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -79,10 +81,15 @@ def test_the_pictures_of_a_model_are_its_first_samples_none_chosen(name):
         assert difference.abs().max() <= 2  # another machine may round otherwise
 
 
+def section_of(name):
+    """Return what the gallery says of a model on board."""
+    text = (GALLERY.parent / "models.md").read_text(encoding="utf-8")
+    return text.partition(f"\n### {name}\n")[2].partition("\n#")[0]
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_the_gallery_says_what_the_record_of_a_model_does(name):
-    record, text = zoo.load_record(name), (GALLERY.parent / "models.md").read_text(encoding="utf-8")
-    section = text.partition(f"\n### {name}\n")[2].partition("\n#")[0]
+    record, section = zoo.load_record(name), section_of(name)
     assert f"| Fréchet distance | {record.figures['distance'].partition(' (')[0]}: 2,000 samples" in section
     assert f"{record.training['steps']:,} steps of {record.training['batch_size']} images" in section
     assert f"{record.training['minutes']} minutes" in section
@@ -107,17 +114,29 @@ def test_the_card_of_a_model_says_what_its_record_does(name):
 
 @pytest.mark.parametrize("name", OURS)
 def test_three_seeds_of_a_model_end_near_each_other(name):
-    record, gallery = zoo.load_record(name), (GALLERY.parent / "models.md").read_text(encoding="utf-8")
+    record, section = zoo.load_record(name), section_of(name)
     seeds = record.training["distance_by_seed"]
     assert len(seeds) >= 3
     assert f"{seeds[record.training['seed']]:.2f}" == record.figures["distance"].partition(" (")[0]
     assert max(seeds.values()) < 2 * min(seeds.values())
     others = " and ".join(f"{seeds[seed]:.2f}" for seed in sorted(seeds) if seed != record.training["seed"])
-    assert f"; {others} with seeds 1 and 2" in gallery
+    assert f"; {others} with seeds 1 and 2" in section
     assert all(
         f"{distance:.2f} with seed {seed}" in (record.folder / "README.md").read_text(encoding="utf-8")
         for seed, distance in seeds.items()
     )
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_table_of_others_says_what_the_record_of_a_model_does(name):
+    record, text = zoo.load_record(name), (GALLERY.parent / "models.md").read_text(encoding="utf-8")
+    cells = [cell.strip() for cell in text.partition(f"\n| `{name}` |")[2].partition("\n")[0].split("|")]
+    what, _, licence, terms, figure = cells[:5]
+    _, height, width = record.shape
+    assert f"{height}×{width}" in what
+    assert licence.lower() == record.licence
+    assert terms.partition(", ")[2] == record.terms
+    assert figure == next((f"{key} {value.partition(',')[0]}" for key, value in record.figures.items()), "")
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -282,7 +301,7 @@ def test_arrays_and_the_first_digits_of_a_hash_will_do(server, monkeypatch, tmp_
     ("answer", "kind", "message"),
     [
         (404, OSError, "netG.pth could not be downloaded: .*404"),
-        (1000, OSError, r"netG.pth ended after 1,000 of [\d,]+ bytes: try again"),  # the connection is cut
+        (1000, OSError, r"netG.pth gave 1,000 of [\d,]+ bytes: it ended early"),  # the connection is cut
     ],
 )
 def test_what_fails_leaves_nothing_and_can_be_tried_again(server, theirs, answer, kind, message, tmp_path):
@@ -292,6 +311,21 @@ def test_what_fails_leaves_nothing_and_can_be_tried_again(server, theirs, answer
     assert not list((tmp_path / "cache/zoo").iterdir())
     server.answer = lambda _: None
     assert Generator.from_pretrained("theirs").config["base_channels"] == 4
+
+
+@pytest.mark.parametrize("error", [ssl.SSLError(1, "bad record mac"), OSError(113, "No route to host")], ids=str)
+def test_a_network_that_fails_on_the_way_is_no_full_disk(error, theirs, monkeypatch):
+    monkeypatch.setattr("torch.hub.download_url_to_file", Mock(side_effect=error))
+    with pytest.raises(OSError, match=r"netG.pth could not be downloaded: .*DCGAN_ZOO_MIRROR"):
+        Generator.from_pretrained("theirs")
+
+
+def test_a_pair_is_downloaded_again_once(server, monkeypatch, tmp_path):
+    states = {"netG": TutorialGenerator().state_dict(), "netD": TutorialDiscriminator().state_dict()}
+    torch.save(states, tmp_path / "weights.tar")
+    publish(server, monkeypatch, tmp_path / "weights.tar")
+    dcgan.from_pretrained("theirs", force_download=True)
+    assert len(server.asked) == 1
 
 
 def test_a_silent_server_is_given_up(server, theirs, monkeypatch):

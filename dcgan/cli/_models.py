@@ -11,7 +11,7 @@ _HEADINGS = ("name", "images", "MB", "licence", "figure", "what it draws", "from
 
 
 def models(*, verify: Annotated[bool, FLAG] = False) -> int:
-    """List the trained models that every command takes by name: ours, on board, and others', which are fetched.
+    """List the trained models that commands take by name: ours, on board, and others', which are fetched.
 
     Args:
         verify: Compare the hashes of those on board, fetch the others anew, and draw an image of each.
@@ -42,7 +42,7 @@ def _summarize(model: Model) -> tuple[str, ...]:
         model.licence,
         figure,
         model.description,
-        ("the package" if model.on_board else model.source.partition(",")[0]) + mark,
+        ("the package" if model.on_board else model.source.partition(", http")[0]) + mark,
     )
 
 

@@ -1,10 +1,12 @@
 """Fetching somebody else's model: download, compare the hash, convert without executing anything, keep."""
 
+import errno
 import hashlib
 import logging
 import os
 import shutil
 import socket
+import ssl
 import sys
 import tempfile
 import time
@@ -28,6 +30,7 @@ _CONVERSION = 2  # part of the name in the cache: raise it when the same files a
 _SECONDS_OF_SILENCE = 30.0
 _SECONDS_OF_A_DAY = 86400.0
 _TEMPORARY = ".fetching-"
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +100,14 @@ def _locate_full_disk(parent: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        if not _is_full_disk(error):
             raise
         raise OSError(error.errno, f"{error.strerror}; DCGAN_CACHE names another folder", str(parent)) from error
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Tell errors of writing from those of the network, whose numbers are of another kind under TLS."""
+    return isinstance(error, OSError) and not isinstance(error, URLError | ssl.SSLError) and error.errno in _FULL
 
 
 @contextmanager
@@ -123,13 +131,15 @@ def _download(file: RemoteFile, folder: Path) -> Path:
     try:
         with _timeout(_SECONDS_OF_SILENCE):
             torch.hub.download_url_to_file(url, str(path), progress=sys.stderr is not None and sys.stderr.isatty())
-    except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+    except (OSError, HTTPException) as error:
+        if _is_full_disk(error):
+            raise
         remedy = "check DCGAN_ZOO_MIRROR" if mirror else "set DCGAN_ZOO_MIRROR to a mirror"
         remedy += ", or download it elsewhere and use `dcgan convert`"
         raise OSError(f"{url} could not be downloaded: {error}; {remedy}") from error
     size = path.stat().st_size
     if file.size is not None and size < file.size:
-        raise OSError(f"{url} ended after {size:,} of {file.size:,} bytes: try again")
+        raise OSError(f"{url} gave {size:,} of {file.size:,} bytes: it ended early, or the server sent something else")
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if not digest.startswith(file.sha256):

@@ -52,7 +52,7 @@ class Campaign:
         arguments = ["train", *options(RECIPE), "--out", run]
         for most in (200, *[40] * rounds, 10_000):
             code, said = self._command(*arguments, kill_at=(str(run), self.rng.randint(1, most)))
-            if (code == 2 and "is not the folder of a run" in said) or "no checkpoint to resume from" in said:
+            if (code == 2 and "is not the folder of a run" in said) or "no state to resume from" in said:
                 shutil.rmtree(run)
                 arguments = ["train", *options(RECIPE), "--out", run]
                 continue
