@@ -1,6 +1,7 @@
 """Checks of the arguments and inputs of `Trainer`."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -40,16 +41,35 @@ def expect_options(options: Mapping[str, Any]) -> None:
     """
     for name, choices in _CHOICES.items():
         expect_choice(name, options[name], choices)
-    for name in ("lr", "g_lr", "d_lr"):
-        if isinstance(options[name], str) and options[name] != "auto":
-            raise InputError(f"{name} must be a number or 'auto', got {options[name]!r}")
+    _expect_optimisers(options)
     for name in ("seed", "d_steps"):
         whole_number(name, options[name])
     for name, (fits, expected) in _RANGES.items():
         if options[name] not in (None, "auto") and not fits(options[name]):
             raise InputError(f"{name} must {expected}, got {options[name]}")
-    if len(options["betas"]) != 2:
+    if not isinstance(options["betas"], Sequence) or len(options["betas"]) != 2:
         raise InputError(f"betas must be two numbers, beta1 and beta2, got {options['betas']}")
+
+
+def _expect_optimisers(options: Mapping[str, Any]) -> None:
+    for name in ("lr", "g_lr", "d_lr"):
+        may_be = ("auto",) if name == "lr" else ("auto", None)
+        if options[name] not in may_be and not _is_finite(options[name]):
+            raise InputError(f"{name} must be a finite number or 'auto', got {options[name]!r}")
+    for name in ("g_optimizer", "d_optimizer"):
+        if isinstance(options[name], type):
+            raise InputError(
+                f"{name} must be an optimiser of the network's parameters, got the class {options[name]!r}"
+            )
+    if options["generator"] is options["discriminator"]:
+        raise InputError("the generator and the discriminator must be two networks, got one for both")
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return math.isfinite(float(value))  # type: ignore[arg-type]  # numbers of NumPy and tensors, too
+    except (TypeError, ValueError):
+        return False
 
 
 def expect_counts(state: Mapping[str, Any]) -> None:
@@ -145,6 +165,10 @@ def trained_parameters(name: str, network: nn.Module, optimizer: Optimizer) -> l
         raise InputError(
             f"{name[0]}_optimizer holds no parameter of the {name}: build it from the network's own, after any "
             "load_state_dict(assign=True)"
+        )
+    if not any(parameter.requires_grad for parameter in trained):
+        raise InputError(
+            f"no parameter of the {name} that its optimiser holds requires a gradient, so it cannot be trained"
         )
     left_out = sum(parameter.requires_grad and parameter not in held for parameter in network.parameters())
     if left_out:
@@ -289,6 +313,20 @@ def expect_alike(real: Tensor, fake: object) -> None:
             f"the generator must make images like the batch's, {tuple(real.shape)}, got {_describe(fake)}: give it the "
             "size and channels of the images, or resize them"
         )
+
+
+def one_logit_each(output: object, count: int) -> Tensor:
+    """Return the output of a discriminator for so many images as logits `(N,)`.
+
+    Raises:
+        ValueError: If it is not one number for each image.
+    """
+    if not isinstance(output, Tensor) or output.numel() != count:
+        raise InputError(
+            f"the discriminator must return one logit for each of {count} images, ({count},) or ({count}, 1), got "
+            f"{_describe(output)}"
+        )
+    return output.flatten()
 
 
 def expect_batch_labels(batch: object, count: int) -> Tensor:

@@ -44,7 +44,8 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = True) -> Itera
                 os.fsync(file.fileno())
         _replace(temporary, path)
     except OSError as error:
-        error.filename = error.filename or str(given)  # the error of a full disk has none
+        if error.filename in (None, str(temporary)):  # the error of a full disk has none
+            error.filename = str(given)
         raise
     finally:
         with suppress(PermissionError):  # on Windows, while a virus scanner reads it; it must not hide the first error

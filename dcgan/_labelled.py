@@ -17,7 +17,7 @@ from dcgan import data
 from dcgan._errors import InputError
 from dcgan.data._datasets import LABEL_COLUMNS
 from dcgan.data._formats import formats_of
-from dcgan.data._sources import UnreadableImage, expect_image_size, list_images, open_source
+from dcgan.data._sources import SPLIT_FOLDERS, UnreadableImage, expect_image_size, list_images, open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 LabelledName = Literal["digits", "mnist", "fashion-mnist", "cifar10", "svhn", "stl10", "folder", "wds", "hf"]
 Split = Literal["train", "test"]
 
-_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
 _CLASSES = 10  # of each set with a name
 _INDEXED = ("wds", "hf")  # whose labels are known without their images
 _TEST_SHARE = 5  # where a set has no test split: a fifth of it
@@ -198,7 +197,7 @@ def _open(name: str, split: Split, root: str | Path | None) -> tuple[Any, bool]:
 def _open_folder(root: Path, split: Split) -> tuple[ClassFolders, bool]:
     found = {
         name: next((root / folder for folder in folders if (root / folder).is_dir()), None)
-        for name, folders in _FOLDERS.items()
+        for name, folders in SPLIT_FOLDERS.items()
     }
     train, test = found["train"], found["test"]
     if train is None or test is None:

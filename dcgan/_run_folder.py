@@ -29,6 +29,13 @@ def expect_empty(folder: Path | None) -> None:
         raise FileExistsError(f"{folder} exists: {remedy}choose another folder")
 
 
+def describe_missing(folder: Path) -> str:
+    """Say why a path is not the folder of a run, and which run it lies in."""
+    why = "it has no recipe.yaml" if folder.exists() else "it does not exist"
+    run = next((path for path in folder.parents[:2] if (path / "recipe.yaml").is_file()), None)
+    return f"{folder} is not the folder of a run: {why}" + (f"; its run is {run}" if run else "")
+
+
 def create_folder(folder: Path | None, name: str) -> Path:
     """Create a folder, or `runs/NAME`, with a number if that is taken."""
     if folder is not None:

@@ -107,6 +107,8 @@ def get_loss(loss: LossName | Loss, *, label_smoothing: float = 0.0) -> Loss:
         if loss not in LOSSES:
             raise InputError(f"loss must be one of {', '.join(LOSSES)}, or a Loss, got {loss!r}")
         loss = LOSSES[loss]
+    if not isinstance(loss, Loss):
+        raise InputError(f"loss must be one of {', '.join(LOSSES)}, or a Loss, got a {type(loss).__name__}")
     if not label_smoothing:
         return loss
     if "real_target" not in signature(loss.discriminator).parameters:

@@ -80,7 +80,8 @@ class Recipe:
     Args:
         data: Dataset to train on; wds:PATTERN for shards in the layout of WebDataset, hf:NAME for a dataset or a folder
             of Hugging Face.
-        root: Folder that holds the dataset, or that it is downloaded to; where no dataset is named, a folder of images.
+        root: Folder that holds the dataset, or that it is downloaded to; where YAML or a command names no dataset, a
+            folder of images.
         classes: LSUN classes to train on, such as bedroom.
         image_size: Side of the images in pixels, or HEIGHTxWIDTH; the default depends on the dataset.
         channels: 1 for grey, 3 for colour, 4 for colour and alpha; the default depends on the dataset.
@@ -235,9 +236,14 @@ class Recipe:
     def resolve(self) -> "Recipe":
         """Return the recipe with every default that depends on another field filled in.
 
+        Fields may be as YAML has them, such as a text for a path; they come back in their own types.
+
         Raises:
-            ValueError: If a field is out of range or contradicts another.
+            ValueError: If a field is of another type, is out of range or contradicts another.
         """
+        typed = {name: _convert(name, value) for name, value in to_plain(asdict(self)).items()}
+        if typed != asdict(self):
+            return self.replace(**typed).resolve()
         if self.steps is not None and self.epochs is not None:
             raise InputError(f"steps and epochs exclude each other, got {self.steps} and {self.epochs}")
         for field in fields(self):

@@ -187,7 +187,7 @@ class Run:
         with ExitStack() as on_failure:
             with _distributed.fail_together():
                 if not (stored_path := folder / "recipe.yaml").is_file():
-                    raise FileNotFoundError(f"{folder} is not the folder of a run: it has no recipe.yaml")
+                    raise FileNotFoundError(_run_folder.describe_missing(folder))
                 if not checkpoint.list_states(folder / "state"):
                     raise FileNotFoundError(
                         f"{folder} has no state to resume from: start again in another folder, or remove it"

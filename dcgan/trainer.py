@@ -357,7 +357,7 @@ class Trainer(Generic[G, D]):
         return True, (step + 1) % self._d_steps == 0
 
     def _logits(self, images: Tensor, *labels: Tensor) -> Tensor:
-        logits = self._d_forward(self._augment(images), *labels).flatten()  # (N,)
+        logits = _checks.one_logit_each(self._d_forward(self._augment(images), *labels), len(images))  # (N,)
         self._monitor.record_logits(logits)
         return logits
 

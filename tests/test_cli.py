@@ -393,6 +393,14 @@ def test_a_dry_run_refuses_what_the_run_would(dcgan_says):
     assert (code, "taken exists: choose another folder" in err) == (2, True)
 
 
+def test_what_cannot_be_written_is_refused_before_the_work(dcgan_says, trained, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "locked")
+    Path("locked").mkdir()
+    code, _, err = dcgan_says("walk", trained, "--out", "locked/deep/walk.png")
+    assert code == 2
+    assert "locked/deep/walk.png cannot be written: there is no permission to write to" in " ".join(err.split())
+
+
 def test_a_dry_run_resumes_nothing(dcgan_says, trained):
     code, _, err = dcgan_says("train", *TINY, "--watch", "--dry-run")
     assert (code, err) == (2, "dcgan: --dry-run ends before there is anything to see: omit --watch")

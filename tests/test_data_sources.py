@@ -236,6 +236,15 @@ def test_a_dataset_that_is_a_level_away_is_found_and_nothing_is_left_in_the_fold
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
+def test_a_folder_for_training_and_one_for_testing_are_told(tmp_path, caplog):
+    folder_of(tmp_path / "train", 2)
+    assert len(data.load("folder", root=tmp_path, cache=False)) == 2
+    assert not caplog.messages
+    folder_of(tmp_path / "val", 1)
+    assert len(data.load("folder", root=tmp_path, cache=False)) == 3
+    assert caplog.messages == [f"{tmp_path} has folders for training and for testing, and the images of both are taken"]
+
+
 def test_a_folder_of_images_that_is_taken_for_a_dataset_is_told_so(tmp_path):
     hint = "use the dataset 'folder'"
     with pytest.raises(FileNotFoundError, match="svhn is not readable in .* could not be downloaded") as error:

@@ -56,6 +56,24 @@ def test_weights_that_may_not_be_read_are_not_called_missing(saved, monkeypatch)
         Generator.from_pretrained(folder)
 
 
+def test_the_folder_of_a_discriminator_alone_is_told(tmp_path):
+    Discriminator(image_size=16, base_channels=4).save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"by the folder of its generator, {re.escape(str(tmp_path))}$"):
+        Discriminator.from_pretrained(tmp_path / "discriminator")
+
+
+def test_a_state_is_told_by_its_run(tmp_path):
+    state = tmp_path / "run/state/step-000020.pt"
+    state.parent.mkdir(parents=True)
+    state.touch()
+    (tmp_path / "run/recipe.yaml").touch()
+    for path in (state, state.parent):
+        with pytest.raises(
+            OSError, match=f"holds states of the run {re.escape(str(tmp_path / 'run'))}: .* --step 20` does$"
+        ):
+            Generator.from_pretrained(path)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused_unless_they_are_asked_for(saved, value):
     folder, generator, _ = saved

@@ -41,6 +41,16 @@ def correlated(count, seed, shift=0.0, scale=1.0, dims=12):
     return torch.from_numpy(rng.normal(size=(count, dims)) @ mixing * scale + shift)
 
 
+def test_features_of_floats_in_another_range_are_refused_or_warned_of(caplog):
+    pixels = torch.randint(0, 256, (16, 1, 32, 32), dtype=torch.uint8)
+    assert torch.allclose(image_features(pixels / 127.5 - 1), image_features(pixels), atol=1e-4)
+    assert not caplog.messages
+    with pytest.raises(ValueError, match=r"floating-point images must be in \[-1, 1\], got \[0, 255\]: pass uint8"):
+        image_features(pixels.float())
+    image_features(pixels / 255)
+    assert "floating-point images must be in [-1, 1], got [0, 1]" in caplog.text
+
+
 def test_the_distance_is_that_of_its_definition():
     a, b = correlated(300, 1), correlated(200, 2, shift=0.5, scale=1.7)
     m, n, cov_a, cov_b = a.numpy().mean(0), b.numpy().mean(0), np.cov(a.numpy().T), np.cov(b.numpy().T)

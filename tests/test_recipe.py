@@ -55,6 +55,16 @@ def printed(capsys, *arguments):
     return capsys.readouterr().out
 
 
+def test_fields_may_be_as_yaml_has_them():
+    written = Recipe(data="folder", root="faces", image_size="48x80", steps="7", augment="shift", flip="true").resolve()
+    assert (written.root, written.image_size, written.steps) == (Path("faces"), (48, 80), 7)
+    assert (written.augment, written.flip) == (("shift",), True)
+    assert Recipe.from_yaml(written.to_yaml()) == written
+    for field, value in {"steps": 2.5, "flip": "no", "on_collapse": "exit", "keep": "all", "log": "board"}.items():
+        with pytest.raises(ValueError, match=f"{field} must be .*, got .*{value}"):
+            Recipe(**{field: value}).resolve()
+
+
 @settings(deadline=None)
 @given(recipes)
 def test_yaml_holds_a_recipe_exactly(recipe):

@@ -545,6 +545,13 @@ def test_a_folder_is_trained_in_by_one_process_at_a_time(tmp_path):
 def test_reasons_not_to_resume_are_told_apart(tmp_path, unbroken):
     with pytest.raises(FileNotFoundError, match="is not the folder of a run: it has no recipe"):
         Run.resume(tmp_path)
+    with pytest.raises(FileNotFoundError, match="is not the folder of a run: it does not exist"):
+        Run.resume(tmp_path / "nowhere")
+    for inner in ("state", "state/step-000001.pt"):
+        with pytest.raises(
+            FileNotFoundError, match=f"is not the folder of a run: .*; its run is {re.escape(str(unbroken))}$"
+        ):
+            Run.resume(unbroken / inner)
     (tmp_path / "recipe.yaml").write_text(TINY.to_yaml())
     with pytest.raises(
         FileNotFoundError, match="has no state to resume from: start again in another folder, or remove it"

@@ -235,6 +235,42 @@ def test_a_generator_of_one_sequential_tells_its_range():
         assert Trainer(generator, Discriminator(**TINY), latent_dim=6)._as_float(pixels).min() == low
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": None}, "lr must be a finite number or 'auto', got None"),
+        ({"lr": math.inf}, "lr must be a finite number or 'auto', got inf"),
+        ({"d_lr": math.nan}, "d_lr must be a finite number or 'auto', got nan"),
+        ({"betas": 0.5}, "betas must be two numbers, beta1 and beta2, got 0.5"),
+        ({"loss": nn.BCELoss()}, "loss must be one of non-saturating, .*, or a Loss, got a BCELoss"),
+        ({"g_optimizer": torch.optim.Adam}, "g_optimizer must be an optimiser of the network's parameters, got .*Adam"),
+    ],
+    ids=str,
+)
+def test_arguments_of_another_kind_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(*networks(), **options)
+
+
+def test_networks_that_cannot_be_trained_are_refused():
+    generator, discriminator = networks()
+    with pytest.raises(ValueError, match="must be two networks, got one for both"):
+        Trainer(generator, generator)
+    with pytest.raises(ValueError, match="no parameter of the discriminator .* requires a gradient"):
+        Trainer(generator, discriminator.requires_grad_(requires_grad=False))
+
+
+@pytest.mark.parametrize("width", [1, 10])
+def test_a_discriminator_gives_one_logit_for_each_image(width):
+    critic = Held(nn.Flatten(), nn.Linear(256, width))
+    trainer = Trainer(networks()[0], critic)
+    if width == 1:
+        trainer.step(torch.rand(8, 1, 16, 16))
+        return
+    with pytest.raises(ValueError, match=r"one logit for each of 8 images, \(8,\) or \(8, 1\), got \(8, 10\) of"):
+        trainer.step(torch.rand(8, 1, 16, 16))
+
+
 def test_images_of_another_shape_than_the_generators_are_refused():
     trainer = Trainer(*networks())
     before = copy.deepcopy(trainer.state_dict()["generator"])
@@ -1318,7 +1354,7 @@ def test_the_automatic_rate_needs_a_width():
     with pytest.raises(ValueError, match=r'lr="auto" needs .*config\["base_channels"\], which Sequential .* pass g_lr'):
         Trainer(generator, plain, lr="auto")
     assert Trainer(generator, plain, lr="auto", d_lr=1e-3).d_optimizer.param_groups[0]["lr"] == 1e-3
-    with pytest.raises(ValueError, match="lr must be a number or 'auto', got 'fast'"):
+    with pytest.raises(ValueError, match="lr must be a finite number or 'auto', got 'fast'"):
         Trainer(generator, discriminator, lr="fast")
 
 

@@ -471,6 +471,7 @@ def seeded(*indices):
         ("dropout MODEL --marks large", "000001.png must be 16x24 pixels, as the images are, got 4x4"),
         ("dropout MODEL --marks words.csv", "words.csv must have the line index,left,top,right,bottom, then whole num"),
         ("dropout MODEL --marks head.csv", "head.csv has no boxes"),
+        ("dropout MODEL --marks box.csv", "box.csv must have the line index,left,top,right,bottom, then whole numbers"),
         ("dropout MODEL --marks far.csv", r"each box must be .* within 1 images of 16x24, got \(0, 0, 0, 25, 4\)"),
         (
             "dropout MODEL --marks late.csv",
@@ -487,6 +488,7 @@ def test_mistakes_are_named(small, tmp_path, capsys, arguments, message):
     Image.new("L", (4, 4)).save(tmp_path / "large/000001.png")
     (tmp_path / "words.csv").write_text("index,left\n1,two\n")
     (tmp_path / "head.csv").write_text("index,left,top,right,bottom\n")
+    (tmp_path / "box.csv").write_text("2,17,20,48,29\n")
     (tmp_path / "far.csv").write_text("index,left,top,right,bottom\n4,0,0,25,4\n")
     (tmp_path / "late.csv").write_text(f"index,left,top,right,bottom\n4,0,0,4,4\n{2**64 - 1},0,0,4,4\n")
     words = [str(small) if word == "MODEL" else word for word in arguments.split()]

@@ -1,6 +1,7 @@
 """What several commands do with their arguments: load the model, refuse to overwrite files, write a record."""
 
 import json
+import os
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -32,9 +33,13 @@ def expect_unconditional(network: "Generator | Discriminator", model: str) -> No
 
 
 def expect_new(*paths: Path, force: bool) -> None:
-    """Check that no file is there yet, unless it is to be overwritten."""
+    """Check that no file is there yet, unless it is to be overwritten, and that it can be written."""
     if not force and (existing := next((path for path in paths if path.exists()), None)):
         raise UsageError(f"{existing} exists: --force overwrites it")
+    for path in paths:  # which are written at the end of the work
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"{path} cannot be written: there is no permission to write to {folder}")
 
 
 def locate_data(arguments: list[str]) -> list[str]:

@@ -136,7 +136,9 @@ def _find_recipe_file(given: dict[str, str]) -> Path | None:
         raise UsageError(f"--{runs[0]} takes the folder of a run, got ''")
     path = Path(given[runs[0]], "recipe.yaml")
     if not path.is_file():
-        raise UsageError(f"{path.parent} is not the folder of a run: it has no recipe.yaml")
+        from dcgan._run_folder import describe_missing
+
+        raise UsageError(describe_missing(path.parent))
     return path
 
 

@@ -150,7 +150,7 @@ def _conclude(run: "Run", seconds: int) -> None:
     say(f"  dcgan generate {folder} -n 64 --out samples")
     if run.best_step not in (None, run.trainer.steps):
         say(f"  dcgan generate {folder} -n 64 --step best --out best")
-    if not run.recipe.lr_decay:
+    if not run.recipe.lr_decay and not run.trainer.collapse:
         say(f"  {_processes.launcher()} train --resume {folder} --steps {2 * run.steps}")
 
 

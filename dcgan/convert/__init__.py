@@ -265,7 +265,8 @@ def _find_networks(
     unknown: list[tuple[str, list[Layer], str]] = []
     for state_key, state in read_state_dicts(path):
         if any(re.search(r"(^|\.)blocks\.\d+x\d+\.", name) for name in state):
-            raise InputError(f"{path} is already a network of this library: load its folder with from_pretrained")
+            folder = path.parent.parent if path.parent.name == "state" else path.parent
+            raise InputError(f"{path} is already a network of this library: load {folder} with from_pretrained")
         try:
             layers, ordered = group_layers(state, ordered=path.suffix != ".safetensors")
             chains, rest = find_chains(layers, ordered=ordered)

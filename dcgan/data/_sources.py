@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import logging
 import os
 import stat
 import tarfile
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 DATASETS: tuple[str, ...] = get_args(DatasetName)
 """The names that `load` knows."""
 
+SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
 _MAX_BYTES = 2**30  # of an image file: 89 million pixels, Pillow's limit, with 16 bits in four channels take 0.7 GB
 _MAX_ENDINGS = 6  # of files that are left out, in a message
 LSUN_CLASSES = (
@@ -47,6 +49,9 @@ LSUN_CLASSES = (
     *("bedroom_val", "bridge_val", "church_outdoor_val", "classroom_val", "conference_room_val"),
     *("dining_room_val", "kitchen_val", "living_room_val", "restaurant_val", "tower_val", "test"),
 )
+
+
+logger = logging.getLogger(__name__)
 
 
 class UnreadableImage(Exception):  # noqa: N818 (an image that is left out, or listed in `BadImages`)
@@ -212,6 +217,8 @@ def open_source(name: str, root: Path, classes: Sequence[str] = ()) -> Source:
     _expect_folder(root, must_exist=name == "folder")
     if name == "lsun":
         return _lsun(root, classes)
+    if name == "folder" and all(any((root / folder).is_dir() for folder in split) for split in SPLIT_FOLDERS.values()):
+        logger.warning("%s has folders for training and for testing, and the images of both are taken", root)
     return Source(name, root, **_READERS[name]._asdict())
 
 

@@ -1,5 +1,6 @@
 """Downloads from the Hugging Face Hub and uploads to it, and its client's errors as built-in exceptions."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -202,6 +203,11 @@ def _network_error(error: Exception, where: str) -> OSError:
 
 def conversion_hint(source: str, names: Iterable[str]) -> str:
     """Return a hint at `dcgan convert` for the pickles among the files of a folder or repository; empty if none."""
+    run = Path(source).parent
+    if Path(source).name == "state" and (run / "recipe.yaml").is_file():
+        steps = sorted(map(int, re.findall(r"step-0*(\d+)\.pt", " ".join(names))))
+        one = f", or one of its states as `dcgan generate {run} --step {steps[-1]}` does" if steps else ""
+        return f"; {source} holds states of the run {run}: load that folder{one}"
     pickles = sorted(name for name in names if name.endswith(_PICKLE_SUFFIXES))
     files = " ".join(f"{source}/{name}" for name in pickles[:2])
     return f"; `dcgan convert {files} out` converts what other programs wrote" if pickles else ""

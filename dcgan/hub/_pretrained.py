@@ -339,6 +339,8 @@ def _local_files(folder: Path, names: list[str], class_name: str) -> list[Path]:
     paths = [folder / name for name in names]
     if absent := [path for path in paths if not path.is_file()]:
         hint = conversion_hint(str(folder), (path.name for path in folder.iterdir()))
+        if folder.name == "discriminator" and (folder / CONFIG).is_file():
+            hint = f"; a discriminator is loaded by the folder of its generator, {folder.parent}"
         raise FileNotFoundError(f"{folder} has no {class_name}: {absent[0]} is missing{hint}")
     return paths
 

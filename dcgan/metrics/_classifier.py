@@ -3,6 +3,7 @@
 N images, K channels, H×W image size.
 """
 
+import logging
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from dcgan.images import from_uint8
 
 _SIDE = 32  # of the images that the classifier has seen
 _WIDTHS = (32, 32, 64, 64, 128, 128)
+_OVERSHOOT = 0.1  # of interpolation
+_FEW = 16  # of which all may well be bright
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -35,15 +40,26 @@ def image_features(images: Tensor, *, batch_size: int = 256, device: torch.devic
         `(N, 128)` in float32, on `device`.
 
     Raises:
-        ValueError: If the shape is another one.
+        ValueError: If the shape is another one, or the range is; images in [0, 1] are only warned of.
     """
     if images.dim() != 4 or images.shape[1] not in (1, 3, 4):
         raise InputError(f"images must have shape (N, K, H, W) with K 1, 3 or 4, got {tuple(images.shape)}")
+    if images.is_floating_point() and images.numel():
+        _expect_range(images)
     device = images.device if device is None else torch.device(device)
     body = load_classifier(device)[:-1]
     with torch.autocast(device.type, enabled=False):
         batches = torch.split(images, batch_size)
         return torch.cat([body(_as_seen(batch).to(device)) for batch in batches])
+
+
+def _expect_range(images: Tensor) -> None:
+    low, high = (value.item() for value in images.aminmax())
+    message = f"floating-point images must be in [-1, 1], got [{low:.4g}, {high:.4g}]: pass uint8 images, or scale them"
+    if low < -1 - _OVERSHOOT or high > 1 + _OVERSHOOT:
+        raise InputError(message)
+    if low >= 0 and len(images) >= _FEW:
+        logger.warning(message)
 
 
 def build_classifier() -> nn.Sequential:
