@@ -218,6 +218,12 @@ def test_the_default_limit_is_that_of_pillow(tmp_path, monkeypatch):
         assert decoded(tmp_path, 8).shape == (8, 8, 3)
 
 
+def test_what_cannot_be_skipped_is_not_advised(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(data.BadImages, match=r"1 unreadable image\(s\), to be removed, since skip_bad needs cache:"):
+        data.load("folder", root=tmp_path, cache=False).batch(np.arange(1))
+
+
 def test_of_a_jpeg_the_size_in_memory_counts(tmp_path):
     Image.fromarray(noise(64, 64)).save(tmp_path / "a.jpg")
     arguments = {"name": "folder", "root": tmp_path, "image_size": 4, "cache": False}  # 8x8 is enough for that

@@ -429,6 +429,7 @@ def test_files_of_one_name_are_told_apart(small, tmp_path, capsys):
     [
         ("walk MODEL --out walk.jpg", "--out must end in .png, .gif or .mp4, got walk.jpg"),
         ("walk MODEL --points 1", "a walk needs at least two images, got one"),
+        ("walk MODEL --from 1,2 --to 0:2,1", "--from and --to must differ, got 1,2 and 0:2,1, which are the same"),
         ("walk MODEL --from 1,2", "--from and --to are the two ends of a direction: give both"),
         ("walk MODEL --from 1 --to 2 --interpolation lerp", "omit it with --from and --to"),
         ("walk MODEL --through 1;2", "an image is an index or SEED:INDEX, and several are joined by commas; got '1;2'"),

@@ -78,6 +78,8 @@ def walk(
             )
         if start_group and end_group:
             ends = [_read_latents(generator, text, seed) for text in (start_group, end_group)]
+            if torch.equal(*(end.mean(0) for end in ends)):
+                raise UsageError(f"--from and --to must differ, got {start_group} and {end_group}, which are the same")
             path = latents.shift(chosen, latents.direction(*ends), torch.linspace(-1, 1, steps + 1))
         else:
             name = interpolation or ("slerp" if generator.config["latent"] == "normal" else "lerp")

@@ -90,14 +90,15 @@ class BadImages(DcganError, ValueError):  # noqa: N818 (it holds images, not one
         failures: `(file, reason)` of each of them; the message shows the first 20.
     """
 
-    def __init__(self, failures: list[tuple[str, str]], *, nothing_left: bool = False) -> None:
+    def __init__(self, failures: list[tuple[str, str]], *, nothing_left: bool = False, packed: bool = True) -> None:
         super().__init__(failures)
         # Unpacked, so that a mere message is refused: a DataLoader then raises what a worker met as a RuntimeError.
         self.failures = [(file, reason) for file, reason in failures]
-        self.nothing_left = nothing_left
+        self.nothing_left, self.packed = nothing_left, packed
 
     def __str__(self) -> str:
-        rest = "and no readable one" if self.nothing_left else "which skip_bad would leave out"
+        rest = "which skip_bad would leave out" if self.packed else "to be removed, since skip_bad needs cache"
+        rest = "and no readable one" if self.nothing_left else rest
         lines = [f"{len(self.failures)} unreadable image(s), {rest}:"]
         lines += [f"{file}: {reason}" for file, reason in self.failures[:20]]
         if len(self.failures) > 20:
@@ -235,7 +236,7 @@ class StreamedImages(_SingleImages):
                 try:
                     _ = source.items[index]
                 except UnreadableImage as error:
-                    raise BadImages([(source.label(index), str(error))]) from error
+                    raise BadImages([(source.label(index), str(error))], packed=False) from error
         return source.labels
 
     def batch(self, indices: np.ndarray) -> torch.Tensor:
@@ -246,7 +247,7 @@ class StreamedImages(_SingleImages):
             splits = np.array_split(indices, min(self._workers, len(indices)))
             chunks = list(self._executor.map(self._decoder, splits))
         if failures := [failure for chunk in chunks for failure in chunk.failures]:
-            raise BadImages(failures)
+            raise BadImages(failures, packed=False)
         return channels_first(np.concatenate([chunk.images for chunk in chunks]))
 
 
