@@ -278,7 +278,7 @@ MISTAKES = {
     "train --label-smoothing 0.1 --loss hinge": "--label-smoothing needs a loss with targets",
     "train --generator /missing": "there is no folder '/missing'",
     "train --resume missing": "missing is not the folder of a run",
-    "train --from missing": "missing is not the folder of a run: it has no recipe.yaml",
+    "train --from missing": "missing is not the folder of a run: it does not exist",
     "train --from a --resume b": "--resume continues a run, and --from starts a new one: give one of them",
     "train --from a --recipe tutorial": "--from uses the recipe of its run: omit --recipe",
     "train --from a --generator b --architecture paper": "--from takes both networks of its run: omit --architecture",

@@ -217,7 +217,8 @@ def open_source(name: str, root: Path, classes: Sequence[str] = ()) -> Source:
     _expect_folder(root, must_exist=name == "folder")
     if name == "lsun":
         return _lsun(root, classes)
-    if name == "folder" and all(any((root / folder).is_dir() for folder in split) for split in SPLIT_FOLDERS.values()):
+    # os.path.isdir is false where nothing may be read, which decoding reports.
+    if name == "folder" and all(any(map(os.path.isdir, map(root.joinpath, split))) for split in SPLIT_FOLDERS.values()):
         logger.warning("%s has folders for training and for testing, and the images of both are taken", root)
     return Source(name, root, **_READERS[name]._asdict())
 
