@@ -47,13 +47,15 @@ def expect_options(options: Mapping[str, Any]) -> None:
     for name, (fits, expected) in _RANGES.items():
         if options[name] not in (None, "auto") and not fits(options[name]):
             raise InputError(f"{name} must {expected}, got {options[name]}")
-    if not isinstance(options["betas"], Sequence) or len(options["betas"]) != 2:
-        raise InputError(f"betas must be two numbers, beta1 and beta2, got {options['betas']}")
+    betas = options["betas"]
+    if not hasattr(betas, "__len__") or len(betas) != 2 or not all(map(_is_finite, betas)):
+        raise InputError(f"betas must be two numbers, beta1 and beta2, got {betas}")
 
 
 def _expect_optimisers(options: Mapping[str, Any]) -> None:
     for name in ("lr", "g_lr", "d_lr"):
-        may_be = ("auto",) if name == "lr" else ("auto", None)
+        is_needed = name == "lr" and not all(options[f"{net}_lr"] or options[f"{net}_optimizer"] for net in "gd")
+        may_be = ("auto",) if is_needed else ("auto", None)
         if options[name] not in may_be and not _is_finite(options[name]):
             raise InputError(f"{name} must be a finite number or 'auto', got {options[name]!r}")
     for name in ("g_optimizer", "d_optimizer"):
@@ -66,6 +68,8 @@ def _expect_optimisers(options: Mapping[str, Any]) -> None:
 
 
 def _is_finite(value: object) -> bool:
+    if isinstance(value, str):
+        return False
     try:
         return math.isfinite(float(value))  # type: ignore[arg-type]  # numbers of NumPy and tensors, too
     except (TypeError, ValueError):
@@ -167,9 +171,7 @@ def trained_parameters(name: str, network: nn.Module, optimizer: Optimizer) -> l
             "load_state_dict(assign=True)"
         )
     if not any(parameter.requires_grad for parameter in trained):
-        raise InputError(
-            f"no parameter of the {name} that its optimiser holds requires a gradient, so it cannot be trained"
-        )
+        logger.warning("no parameter of the %s that its optimiser holds requires a gradient", name)
     left_out = sum(parameter.requires_grad and parameter not in held for parameter in network.parameters())
     if left_out:
         logger.warning(
@@ -199,7 +201,7 @@ def warn_about_discriminator(
 
     R1 is defined per image as well, but helps BatchNorm nevertheless (docs/training.md, "A long run on CIFAR-10").
     """
-    if isinstance(loss, str) and isinstance(_last_layer(discriminator), nn.Sigmoid):
+    if isinstance(loss, str) and isinstance(_last_layer(_only_layers(discriminator)), nn.Sigmoid):
         logger.warning("the discriminator ends in a sigmoid, but the loss takes its logits: remove the sigmoid")
     if loss == "wasserstein" and not penalised and not any(map(is_parametrized, discriminator.modules())):
         logger.warning(
@@ -363,15 +365,13 @@ def _describe(value: object) -> str:
 
 
 def _last_layer(network: nn.Module) -> nn.Module:
-    """Return the layer that computes a network's output, or the network itself if only its code shows it.
+    """Return the layer that computes a network's output, or the network itself if only its code shows it."""
+    while type(network) is nn.Sequential and len(network):
+        network = network[-1]
+    return network
 
-    A class that holds nothing but one Sequential is taken to return what that computes, as in PyTorch's tutorial.
-    """
-    while True:
-        layers = list(network.children())
-        if type(network) is nn.Sequential and layers:
-            network = layers[-1]
-        elif len(layers) == 1 and type(layers[0]) is nn.Sequential:
-            network = layers[0]
-        else:
-            return network
+
+def _only_layers(network: nn.Module) -> nn.Module:
+    """Return the one Sequential of a class that holds nothing else, as in PyTorch's tutorial, or the network itself."""
+    held = [*network.children(), *network.parameters(recurse=False), *network.buffers(recurse=False)]
+    return held[0] if len(held) == 1 and isinstance(held[0], nn.Sequential) else network

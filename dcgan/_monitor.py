@@ -195,9 +195,11 @@ class StepMonitor:
         if not outputs_too:
             return
         fake_low, fake_high = self._fake_range.tolist()
-        if self._value_range is None and 4 * (fake_high - fake_low) < high - low < math.inf:
+        narrow = 4 * (fake_high - fake_low) < high - low < math.inf
+        one_sided = (low >= 0) != (fake_low >= 0) and 4 * abs(low - fake_low) > high - low  # as of tanh and sigmoid
+        if self._value_range is None and (narrow or one_sided):
             self._warn(
-                f"real images lie in [{low:.4g}, {high:.4g}], but the generated ones only in [{fake_low:.4g}, "
+                f"real images lie in [{low:.4g}, {high:.4g}], but the generated ones in [{fake_low:.4g}, "
                 f"{fake_high:.4g}]: scale the real ones to the generator's range"
             )
         low, high = self._logit_range.tolist()

@@ -242,7 +242,7 @@ class Recipe:
             ValueError: If a field is of another type, is out of range or contradicts another.
         """
         typed = {name: _convert(name, value) for name, value in to_plain(asdict(self)).items()}
-        if typed != asdict(self):
+        if repr(typed) != repr(asdict(self)):  # for 7.0 equals 7
             return self.replace(**typed).resolve()
         if self.steps is not None and self.epochs is not None:
             raise InputError(f"steps and epochs exclude each other, got {self.steps} and {self.epochs}")
@@ -373,8 +373,9 @@ def field_lines(text: str | bytes) -> dict[str, int]:
 
 
 def to_plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Return fields as YAML writes them: paths as text, and tuples as lists."""
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    """Return fields as YAML writes them: paths as text, tuples as lists, and numbers of NumPy as Python's own."""
+    plain = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 

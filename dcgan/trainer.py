@@ -255,8 +255,9 @@ class Trainer(Generic[G, D]):
 
         Raises:
             TypeError: If `batch` does not hold one tensor of images, or, for conditional networks, one of labels.
-            ValueError: If the images have another shape or type than the generator's, or at the first step must be
-                pixels in 0 ... 255, or labels on the CPU are out of range.
+            ValueError: If the images have another shape than the generator's or another type, the discriminator gives
+                not one logit for each, or at the first step they must be pixels in 0 ... 255, or labels on the CPU are
+                out of range.
             RuntimeError: If parameters of a network were replaced, or a process group began or ended, since the
                 trainer was built.
         """
@@ -315,6 +316,8 @@ class Trainer(Generic[G, D]):
         run = partial(self._cuda_graphs, turns, *tensors, hyperparameters=self._hyperparameters())
         try:
             return run()
+        except InputError:  # of the batch or the networks, whether compiled or not
+            raise
         except Exception as error:
             if self._g_forward is self._generator:
                 raise

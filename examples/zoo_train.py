@@ -34,7 +34,8 @@ def main():
         for name, _, root in (model.partition("=") for model in options.models):
             folder = options.runs / f"{name}-{seed}"
             if not list((folder / "state").glob("step-*.pt")):
-                shutil.rmtree(folder, ignore_errors=True)  # it was killed before its first state
+                if (folder / "recipe.yaml").exists():  # of a run that was killed before its first state
+                    shutil.rmtree(folder)
                 where = ["--root", root] if root else []
                 code = cli.main(
                     ["train", "--recipe", name, "--seed", str(seed), "--out", str(folder), *where, *training]

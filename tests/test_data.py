@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("offline")
         (
             {"name": "folder", "root": "missing"},
             FileNotFoundError,
-            "the folder of images missing does not exist",
+            "missing must be a folder of images, but does not exist",
         ),
         (
             {"name": "folder", "root": "empty"},

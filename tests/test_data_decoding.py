@@ -220,7 +220,10 @@ def test_the_default_limit_is_that_of_pillow(tmp_path, monkeypatch):
 
 def test_what_cannot_be_skipped_is_not_advised(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(data.BadImages, match=r"1 unreadable image\(s\), to be removed, since skip_bad needs cache:"):
+    with pytest.raises(
+        data.BadImages,
+        match=r"1 unreadable image\(s\), which skip_bad leaves out of a packed set, not with cache=False:",
+    ):
         data.load("folder", root=tmp_path, cache=False).batch(np.arange(1))
 
 

@@ -239,7 +239,9 @@ def test_loops_of_links_are_left_out_or_reported(tmp_path):
         data.load("folder", root=root, image_size=8)
     images = data.load("folder", root=root, image_size=8, skip_bad=True)
     assert (len(images), images.left_out) == (1, {"": 1})
-    with pytest.raises(FileNotFoundError, match="loop is no folder: Too many levels of symbolic links"):
+    with pytest.raises(
+        FileNotFoundError, match="loop must be a folder of images, but is none: Too many levels of symbolic links"
+    ):
         data.load("folder", root=root / "loop")
 
 

@@ -9,6 +9,7 @@ import struct
 import sys
 from pathlib import Path
 from typing import get_args
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -228,12 +229,33 @@ def test_a_dataset_that_is_a_level_away_is_found_and_nothing_is_left_in_the_fold
     for below in (raw, raw.parent):
         with pytest.raises(FileNotFoundError, match=f"^{re.escape(f'{expected}{below}')}$"):
             data.load("mnist", root=below)
-    with pytest.raises(FileNotFoundError, match=rf"could not be downloaded \(no network\): {re.escape(expected)}"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"\(no network\): {re.escape(expected)}{tmp_path}\. Download the four"
+    ):
         data.load("mnist", root=tmp_path)
     for nowhere in (tmp_path / "new/deep", tmp_path / "empty"):
-        with pytest.raises(FileNotFoundError, match=r"\(no network\)\. Download the four"):
+        with pytest.raises(FileNotFoundError, match=r"\(no network\): Download the four"):
             data.load("mnist", root=nowhere)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_no_other_folder_is_taken_for_imagenet_or_asked_without_permission(tmp_path, monkeypatch):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "imagenet").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"imagenet is not readable in .*: ImageNet is for registered users"):
+        data.load("imagenet", root=tmp_path / "imagenet")
+    (tmp_path / "locked").mkdir()
+    exists = Path.exists
+
+    def exists_where_it_may_be_read(self):
+        if "locked" in self.parts:
+            raise PermissionError(13, "Permission denied", str(self))
+        return exists(self)
+
+    monkeypatch.setattr(Path, "exists", exists_where_it_may_be_read)
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", Mock(side_effect=RuntimeError("no network")))
+    with pytest.raises(FileNotFoundError, match=r"mnist is not readable in .*no network.*: Download the four"):
+        data.load("mnist", root=tmp_path)
 
 
 def test_a_folder_for_training_and_one_for_testing_are_told(tmp_path, caplog):

@@ -190,6 +190,12 @@ def test_compiled_networks_compute_the_same():
     assert trainers[0].state_dict()["generator"].keys() == plain.state_dict()["generator"].keys()
     assert trainers[0].ema.sample(2, seed=0).shape == (2, 1, 16, 16)
     assert all(name.startswith("_orig_mod.") for name in trainers[1].state_dict()["generator"])
+    z = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():  # the average of each draws with its own weights
+        expected = plain.ema.eval()(z)
+        for trainer in trainers:
+            torch.testing.assert_close(trainer.ema.eval()(z), expected, rtol=1e-4, atol=1e-5)
+            assert not torch.allclose(trainer.generator.eval()(z), expected)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -304,7 +304,7 @@ def class_folders(path, counts, side=16):
     return path
 
 
-def test_folders_are_read_with_their_classes(tmp_path):
+def test_folders_are_read_with_their_classes(tmp_path, caplog):
     root = class_folders(tmp_path / "one", {"a": 8, "b": 7})
     train, test = (load_labelled("folder", split, root=root, image_size=16) for split in ("train", "test"))
     assert (len(train.labels), len(test.labels)) == (12, 3)
@@ -322,6 +322,7 @@ def test_folders_are_read_with_their_classes(tmp_path):
     Image.new("RGB", (16, 16), "white").save(tmp_path / "two/val/a/000.png")  # a change that must not go unnoticed
     changed = load_labelled("folder", "test", root=tmp_path / "two", image_size=16)
     assert changed.images[0].min() == 255
+    assert not caplog.messages  # for those of one split are taken
 
 
 def test_folders_of_classes_hold_all_formats_that_training_reads(tmp_path):

@@ -45,10 +45,12 @@ def test_features_of_floats_in_another_range_are_refused_or_warned_of(caplog):
     pixels = torch.randint(0, 256, (16, 1, 32, 32), dtype=torch.uint8)
     assert torch.allclose(image_features(pixels / 127.5 - 1), image_features(pixels), atol=1e-4)
     assert not caplog.messages
-    with pytest.raises(ValueError, match=r"floating-point images must be in \[-1, 1\], got \[0, 255\]: pass uint8"):
+    with pytest.raises(ValueError, match=r"taken to be in \[-1, 1\], but these lie in \[0, 255\]: pass uint8"):
         image_features(pixels.float())
-    image_features(pixels / 255)
-    assert "floating-point images must be in [-1, 1], got [0, 1]" in caplog.text
+    for images, span in ((pixels / 255, "0, 1"), (pixels / 100 - 1.5, "-1.5, 1.05")):
+        caplog.clear()
+        image_features(images)
+        assert f"but these lie in [{span}]" in caplog.text
 
 
 def test_the_distance_is_that_of_its_definition():

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import Phase, given, settings
@@ -60,6 +61,9 @@ def test_fields_may_be_as_yaml_has_them():
     assert (written.root, written.image_size, written.steps) == (Path("faces"), (48, 80), 7)
     assert (written.augment, written.flip) == (("shift",), True)
     assert Recipe.from_yaml(written.to_yaml()) == written
+    numbers = Recipe(seed=np.int64(3), lr=np.float64(1e-3), steps=7.0, flip=np.True_).resolve()
+    assert Recipe.from_yaml(numbers.to_yaml()) == numbers
+    assert [type(value) for value in (numbers.seed, numbers.lr, numbers.steps, numbers.flip)] == [int, float, int, bool]
     for field, value in {"steps": 2.5, "flip": "no", "on_collapse": "exit", "keep": "all", "log": "board"}.items():
         with pytest.raises(ValueError, match=f"{field} must be .*, got .*{value}"):
             Recipe(**{field: value}).resolve()

@@ -462,7 +462,7 @@ def seeded(*indices):
         ("features MODEL --feature 8 -n 9", "--feature must be from 0 to 7 at stage 4x6, got 8"),
         ("features MODEL -n 5", "--patches 6 needs as many images, got 5"),
         ("features MODEL --root broken", "broken/a.jpg is not in a supported format"),
-        ("features MODEL --root nowhere", "the folder of images nowhere does not exist"),
+        ("features MODEL --root nowhere", "nowhere must be a folder of images, but does not exist"),
         (
             "dropout MODEL --marks nothing",
             "--marks must be a .csv file of boxes or a folder of masks, nothing does not",

@@ -1,6 +1,7 @@
 """The zoo: every record against its files, and models of others, fetched from a server that may fail."""
 
 import dataclasses
+import errno
 import hashlib
 import logging
 import multiprocessing
@@ -317,6 +318,13 @@ def test_what_fails_leaves_nothing_and_can_be_tried_again(server, theirs, answer
 def test_a_network_that_fails_on_the_way_is_no_full_disk(error, theirs, monkeypatch):
     monkeypatch.setattr("torch.hub.download_url_to_file", Mock(side_effect=error))
     with pytest.raises(OSError, match=r"netG.pth could not be downloaded: .*DCGAN_ZOO_MIRROR"):
+        Generator.from_pretrained("theirs")
+
+
+def test_a_disk_that_cannot_be_written_is_no_network(theirs, monkeypatch):
+    error = OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.setattr("torch.hub.download_url_to_file", Mock(side_effect=error))
+    with pytest.raises(OSError, match=r"Read-only file system; DCGAN_CACHE names another folder"):
         Generator.from_pretrained("theirs")
 
 

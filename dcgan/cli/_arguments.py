@@ -37,7 +37,10 @@ def expect_new(*paths: Path, force: bool) -> None:
     if not force and (existing := next((path for path in paths if path.exists()), None)):
         raise UsageError(f"{existing} exists: --force overwrites it")
     for path in paths:  # which are written at the end of the work
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        parents = Path(os.path.realpath(path)).parents
+        folder = next(parent for parent in parents if os.path.exists(parent))  # noqa: PTH110 - which may not be read
+        if not folder.is_dir():
+            raise UsageError(f"{path} cannot be written: {folder} is no folder")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UsageError(f"{path} cannot be written: there is no permission to write to {folder}")
 

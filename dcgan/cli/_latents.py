@@ -78,7 +78,7 @@ def walk(
             )
         if start_group and end_group:
             ends = [_read_latents(generator, text, seed) for text in (start_group, end_group)]
-            if torch.equal(*(end.mean(0) for end in ends)):
+            if torch.allclose(ends[0].mean(0), ends[1].mean(0), rtol=0, atol=1e-6):
                 raise UsageError(f"--from and --to must differ, got {start_group} and {end_group}, which are the same")
             path = latents.shift(chosen, latents.direction(*ends), torch.linspace(-1, 1, steps + 1))
         else:

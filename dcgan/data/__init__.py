@@ -18,7 +18,7 @@ from dcgan.data._hub import open_hub
 from dcgan.data._images import BadImages, Images, StreamedImages
 from dcgan.data._packing import load_packed
 from dcgan.data._shards import IndexedSource, open_shards
-from dcgan.data._sources import DATASETS, Source, open_source
+from dcgan.data._sources import DATASETS, Source, open_source, warn_about_splits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,6 +99,7 @@ def load(
         source: Source = open_indexed(name, root, cache_dir)
     else:
         source = open_source(name, _expand(root), classes)
+        warn_about_splits(source)
     decoder = Decoder(source, _sides(image_size), channels, resize, max_pixels)
     if not cache:
         return StreamedImages(decoder, workers)

@@ -20,7 +20,7 @@ from dcgan._files import atomic_write
 from dcgan.data._decoding import Decoder, to_portable
 from dcgan.data._images import BadImages
 from dcgan.data._packing import prefetch
-from dcgan.data._sources import open_source
+from dcgan.data._sources import open_source, warn_about_splits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -83,6 +83,7 @@ def write_shards(
         OSError: If the shards do not fit on their disk.
     """
     source = open_source("folder", root)
+    warn_about_splits(source)
     classes, labels = _classes(source, root)
     given, out = out, out.resolve()  # which has a name, as "." has not
     with _workspace(out) as workspace:

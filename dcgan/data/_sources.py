@@ -111,11 +111,11 @@ class Source:
         Raises:
             FileNotFoundError: If the dataset is not readable under `root` and cannot be downloaded.
         """
-        missing = [self.root / path for path in self.paths if not (self.root / path).exists()]
+        missing = [self.root / path for path in self.paths if not os.path.exists(self.root / path)]  # noqa: PTH110
         around = [self.root.resolve().parent, self.root.resolve().parent.parent]
         if self.remedy and missing and (found := self._find(around)):
             raise FileNotFoundError(self._elsewhere(found))  # instead of downloading it once more
-        absent = {folder for path in missing for folder in path.parents if not folder.exists()}
+        absent = {folder for path in missing for folder in path.parents if not os.path.exists(folder)}  # noqa: PTH110
         try:
             return self.read(self.root)
         except (OSError, RuntimeError, ValueError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
@@ -124,18 +124,21 @@ class Source:
             for folder in sorted(absent, reverse=True):  # what torchvision made for a download; the innermost first
                 with contextlib.suppress(OSError):
                     folder.rmdir()
-            remedy = f". {self.remedy.format(root=self.root)}"
-            if missing and self.root.is_dir() and (found := self._find(filter(Path.is_dir, self.root.iterdir()))):
-                remedy = f": {self._elsewhere(found)}"
+            remedy = self.remedy.format(root=self.root)
+            if missing and self.root.is_dir() and (found := self._find(self.root.iterdir())):
+                remedy = f"{self._elsewhere(found)}. {remedy}"
             elif self.root.is_dir() and list_images(self.root):
                 remedy += f" To train on the images that are in {self.root}, use the dataset 'folder'."
             raise FileNotFoundError(
-                f"{self.name} is not readable in {self.root} and could not be downloaded ({error}){remedy}"
+                f"{self.name} is not readable in {self.root} and could not be downloaded ({error}): {remedy}"
             ) from error
 
     def _find(self, folders: Iterable[Path]) -> Path | None:
-        """Return the first of some folders that holds this dataset."""
-        return next((folder for folder in folders if all((folder / path).exists() for path in self.paths)), None)
+        """Return the first of some folders that holds this dataset, if its files have names of their own."""
+        if self.name == "imagenet":  # any folder may have one that is called train
+            return None
+        # Path.exists raises an error where nothing may be read.
+        return next((folder for folder in folders if all(os.path.exists(folder / path) for path in self.paths)), None)  # noqa: PTH110
 
     def _elsewhere(self, folder: Path) -> str:
         return f"root must be the folder that holds {self.paths[0]}, {folder}, got {self.root}"
@@ -217,10 +220,15 @@ def open_source(name: str, root: Path, classes: Sequence[str] = ()) -> Source:
     _expect_folder(root, must_exist=name == "folder")
     if name == "lsun":
         return _lsun(root, classes)
-    # os.path.isdir is false where nothing may be read, which decoding reports.
-    if name == "folder" and all(any(map(os.path.isdir, map(root.joinpath, split))) for split in SPLIT_FOLDERS.values()):
-        logger.warning("%s has folders for training and for testing, and the images of both are taken", root)
     return Source(name, root, **_READERS[name]._asdict())
+
+
+def warn_about_splits(source: Source) -> None:
+    """Warn of a folder that holds one for training and one for testing, of which the images of both are taken."""
+    # os.path.isdir is false where nothing may be read, which decoding reports.
+    has = [any(os.path.isdir(source.root / folder) for folder in split) for split in SPLIT_FOLDERS.values()]  # noqa: PTH112
+    if source.name == "folder" and all(has):
+        logger.warning("%s has folders for training and for testing, and the images of both are taken", source.root)
 
 
 class FolderScan(NamedTuple):
@@ -301,8 +309,8 @@ def _expect_folder(root: Path, *, must_exist: bool) -> None:
         raise rephrase(error, f"the folder {root} cannot be read: {error.strerror}") from error
     except OSError as error:
         if must_exist:
-            reason = "does not exist" if isinstance(error, FileNotFoundError) else f"is no folder: {error.strerror}"
-            raise FileNotFoundError(f"the folder of images {root} {reason}") from error
+            reason = "does not exist" if isinstance(error, FileNotFoundError) else f"is none: {error.strerror}"
+            raise FileNotFoundError(f"{root} must be a folder of images, but {reason}") from error
         return
     if not is_folder:
         raise NotADirectoryError(f"expected a folder, got the file {root}")

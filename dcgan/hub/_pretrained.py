@@ -199,7 +199,8 @@ class Pretrained(nn.Module):
         target = _expand_home(folder) / self.subfolder
         target.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+        # Of numbers of one byte, of which some kinds have no NaN, torch does not tell.
+        broken = [name for name, tensor in state.items() if tensor.itemsize > 1 and not tensor.isfinite().all()]
         if broken:
             logger.warning("saving a %s whose %s is not finite (NaN or infinity)", type(self).__name__, broken[0])
         config = {"class": type(self).__name__, "dcgan": __version__, **self.config}

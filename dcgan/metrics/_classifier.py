@@ -17,7 +17,8 @@ from dcgan.images import from_uint8
 _SIDE = 32  # of the images that the classifier has seen
 _WIDTHS = (32, 32, 64, 64, 128, 128)
 _OVERSHOOT = 0.1  # of interpolation
-_FEW = 16  # of which all may well be bright
+_LARGEST = 16.0  # what is beyond must be pixels in 0 ... 255
+_FEW = 16  # images, of which all may well be bright
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ def image_features(images: Tensor, *, batch_size: int = 256, device: torch.devic
         `(N, 128)` in float32, on `device`.
 
     Raises:
-        ValueError: If the shape is another one, or the range is; images in [0, 1] are only warned of.
+        ValueError: If the shape is another one, or floating-point images seem to be pixels in 0 ... 255; other ranges
+            are warned of.
     """
     if images.dim() != 4 or images.shape[1] not in (1, 3, 4):
         raise InputError(f"images must have shape (N, K, H, W) with K 1, 3 or 4, got {tuple(images.shape)}")
@@ -55,10 +57,13 @@ def image_features(images: Tensor, *, batch_size: int = 256, device: torch.devic
 
 def _expect_range(images: Tensor) -> None:
     low, high = (value.item() for value in images.aminmax())
-    message = f"floating-point images must be in [-1, 1], got [{low:.4g}, {high:.4g}]: pass uint8 images, or scale them"
-    if low < -1 - _OVERSHOOT or high > 1 + _OVERSHOOT:
+    message = (
+        f"floating-point images are taken to be in [-1, 1], but these lie in [{low:.4g}, {high:.4g}]: pass uint8 "
+        "images, or scale them"
+    )
+    if high > _LARGEST:
         raise InputError(message)
-    if low >= 0 and len(images) >= _FEW:
+    if max(-low, high) > 1 + _OVERSHOOT or (low >= 0 and len(images) >= _FEW):
         logger.warning(message)
 
 

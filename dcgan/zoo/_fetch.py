@@ -30,7 +30,7 @@ _CONVERSION = 2  # part of the name in the cache: raise it when the same files a
 _SECONDS_OF_SILENCE = 30.0
 _SECONDS_OF_A_DAY = 86400.0
 _TEMPORARY = ".fetching-"
-_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+_OF_DISKS = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES
 
 logger = logging.getLogger(__name__)
 
@@ -100,14 +100,14 @@ def _locate_full_disk(parent: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not _is_full_disk(error):
+        if error.filename is not None or not _is_of_disk(error):
             raise
         raise OSError(error.errno, f"{error.strerror}; DCGAN_CACHE names another folder", str(parent)) from error
 
 
-def _is_full_disk(error: BaseException) -> bool:
+def _is_of_disk(error: BaseException) -> bool:
     """Tell errors of writing from those of the network, whose numbers are of another kind under TLS."""
-    return isinstance(error, OSError) and not isinstance(error, URLError | ssl.SSLError) and error.errno in _FULL
+    return isinstance(error, OSError) and not isinstance(error, URLError | ssl.SSLError) and error.errno in _OF_DISKS
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def _download(file: RemoteFile, folder: Path) -> Path:
         with _timeout(_SECONDS_OF_SILENCE):
             torch.hub.download_url_to_file(url, str(path), progress=sys.stderr is not None and sys.stderr.isatty())
     except (OSError, HTTPException) as error:
-        if _is_full_disk(error):
+        if _is_of_disk(error):
             raise
         remedy = "check DCGAN_ZOO_MIRROR" if mirror else "set DCGAN_ZOO_MIRROR to a mirror"
         remedy += ", or download it elsewhere and use `dcgan convert`"
