@@ -47,9 +47,6 @@ def expect_options(options: Mapping[str, Any]) -> None:
     for name, (fits, expected) in _RANGES.items():
         if options[name] not in (None, "auto") and not fits(options[name]):
             raise InputError(f"{name} must {expected}, got {options[name]}")
-    betas = options["betas"]
-    if not hasattr(betas, "__len__") or len(betas) != 2 or not all(map(_is_finite, betas)):
-        raise InputError(f"betas must be two numbers, beta1 and beta2, got {betas}")
 
 
 def _expect_optimisers(options: Mapping[str, Any]) -> None:
@@ -63,8 +60,9 @@ def _expect_optimisers(options: Mapping[str, Any]) -> None:
             raise InputError(
                 f"{name} must be an optimiser of the network's parameters, got the class {options[name]!r}"
             )
-    if options["generator"] is options["discriminator"]:
-        raise InputError("the generator and the discriminator must be two networks, got one for both")
+    betas = options["betas"]
+    if not hasattr(betas, "__len__") or len(betas) != 2 or not all(map(_is_finite, betas)):
+        raise InputError(f"betas must be two numbers, beta1 and beta2, got {betas}")
 
 
 def _is_finite(value: object) -> bool:
@@ -101,8 +99,10 @@ def common_device(*networks: nn.Module) -> torch.device:
     """Return the device of all parameters.
 
     Raises:
-        ValueError: If there are several, or the weights are of half precision.
+        ValueError: If there are several, the weights are of half precision, or one network is given twice.
     """
+    if len(set(networks)) < len(networks):
+        raise InputError("the generator and the discriminator must be two networks, got one for both")
     parameters = [parameter for network in networks for parameter in network.parameters()]
     if half := {parameter.dtype for parameter in parameters} & {torch.float16, torch.bfloat16}:
         raise InputError(

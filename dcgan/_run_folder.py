@@ -32,7 +32,7 @@ def expect_empty(folder: Path | None) -> None:
 def describe_missing(folder: Path) -> str:
     """Say why a path is not the folder of a run, and which run it lies in."""
     why = "it has no recipe.yaml" if folder.exists() else "it does not exist"
-    run = next((path for path in folder.parents[:2] if (path / "recipe.yaml").is_file()), None)
+    run = checkpoint.run_of(folder)
     return f"{folder} is not the folder of a run: {why}" + (f"; its run is {run}" if run else "")
 
 

@@ -68,6 +68,11 @@ def list_states(folder: Path) -> list[Path]:
         return []
 
 
+def run_of(path: Path) -> Path | None:
+    """Return the folder of the run that a state, or the folder of its states, lies in; None if there is none."""
+    return next((folder for folder in path.parents[:2] if (folder / "recipe.yaml").is_file()), None)
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a state onto the CPU, without executing anything in the file.
 

@@ -102,13 +102,10 @@ def get_loss(loss: LossName | Loss, *, label_smoothing: float = 0.0) -> Loss:
     Raises:
         ValueError: If there is no loss of this name, or it has no targets to smooth.
     """
-    name = loss if isinstance(loss, str) else "this Loss"
-    if isinstance(loss, str):
-        if loss not in LOSSES:
-            raise InputError(f"loss must be one of {', '.join(LOSSES)}, or a Loss, got {loss!r}")
-        loss = LOSSES[loss]
+    name, got = (loss, repr(loss)) if isinstance(loss, str) else ("this Loss", f"a {type(loss).__name__}")
+    loss = LOSSES.get(loss, loss) if isinstance(loss, str) else loss
     if not isinstance(loss, Loss):
-        raise InputError(f"loss must be one of {', '.join(LOSSES)}, or a Loss, got a {type(loss).__name__}")
+        raise InputError(f"loss must be one of {', '.join(LOSSES)}, or a Loss, got {got}")
     if not label_smoothing:
         return loss
     if "real_target" not in signature(loss.discriminator).parameters:

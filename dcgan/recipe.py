@@ -241,8 +241,9 @@ class Recipe:
         Raises:
             ValueError: If a field is of another type, is out of range or contradicts another.
         """
-        typed = {name: _convert(name, value) for name, value in to_plain(asdict(self)).items()}
-        if repr(typed) != repr(asdict(self)):  # for 7.0 equals 7
+        given = asdict(self)
+        typed = {name: _convert(name, value) for name, value in to_plain(given).items()}
+        if repr(typed) != repr(given):  # for 7.0 equals 7
             return self.replace(**typed).resolve()
         if self.steps is not None and self.epochs is not None:
             raise InputError(f"steps and epochs exclude each other, got {self.steps} and {self.epochs}")
@@ -374,9 +375,15 @@ def field_lines(text: str | bytes) -> dict[str, int]:
 
 def to_plain(values: dict[str, Any]) -> dict[str, Any]:
     """Return fields as YAML writes them: paths as text, tuples as lists, and numbers of NumPy as Python's own."""
-    plain = {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in plain.items()}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+    return {name: _to_plain(value) for name, value in values.items()}
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return value.item() if hasattr(value, "item") else value
 
 
 def _parse(text: str | bytes) -> dict[str, tuple[int, Any]]:

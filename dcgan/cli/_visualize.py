@@ -287,10 +287,11 @@ def _read_boxes(path: Path, image_size: tuple[int, int]) -> "tuple[list[int], Te
     columns = ("index", "left", "top", "right", "bottom")
     with path.open(encoding="utf-8", newline="") as file:
         try:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            _ = [(reader.fieldnames or ()).index(column) for column in columns]  # also without any box
-            boxes = [[int(line[column]) for column in columns] for line in reader]
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            rows = csv.reader(file, skipinitialspace=True)
+            header = next(rows, [])
+            places = [header.index(column) for column in columns]
+            boxes = [[int(row[place]) for place in places] for row in rows if row]
+        except (IndexError, ValueError, csv.Error) as error:
             raise UsageError(f"{path} must have the line {','.join(columns)}, then whole numbers: {error}") from error
     if not boxes:
         raise UsageError(f"{path} has no boxes")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcgan import checkpoint
 from dcgan._choices import Activation, Distribution, Output
 from dcgan._config import pyramid
 from dcgan._errors import InputError
@@ -265,7 +266,7 @@ def _find_networks(
     unknown: list[tuple[str, list[Layer], str]] = []
     for state_key, state in read_state_dicts(path):
         if any(re.search(r"(^|\.)blocks\.\d+x\d+\.", name) for name in state):
-            folder = path.parent.parent if path.parent.name == "state" else path.parent
+            folder = checkpoint.run_of(path) or path.parent
             raise InputError(f"{path} is already a network of this library: load {folder} with from_pretrained")
         try:
             layers, ordered = group_layers(state, ordered=path.suffix != ".safetensors")

@@ -97,12 +97,11 @@ class BadImages(DcganError, ValueError):  # noqa: N818 (it holds images, not one
         self.nothing_left, self.packed = nothing_left, packed
 
     def __str__(self) -> str:
-        rest = (
-            "which skip_bad would leave out"
-            if self.packed
-            else "which skip_bad leaves out of a packed set, not with cache=False"
-        )
-        rest = "and no readable one" if self.nothing_left else rest
+        rest = "which skip_bad would leave out"
+        if self.nothing_left:
+            rest = "and no readable one"
+        elif not self.packed:
+            rest = "which skip_bad leaves out of a packed set, not with cache=False"
         lines = [f"{len(self.failures)} unreadable image(s), {rest}:"]
         lines += [f"{file}: {reason}" for file, reason in self.failures[:20]]
         if len(self.failures) > 20:

@@ -112,8 +112,7 @@ class Source:
             FileNotFoundError: If the dataset is not readable under `root` and cannot be downloaded.
         """
         missing = [self.root / path for path in self.paths if not os.path.exists(self.root / path)]  # noqa: PTH110
-        around = [self.root.resolve().parent, self.root.resolve().parent.parent]
-        if self.remedy and missing and (found := self._find(around)):
+        if self.remedy and missing and (found := self._find(self.root.resolve().parents[:2])):
             raise FileNotFoundError(self._elsewhere(found))  # instead of downloading it once more
         absent = {folder for path in missing for folder in path.parents if not os.path.exists(folder)}  # noqa: PTH110
         try:

@@ -1,12 +1,11 @@
 """Downloads from the Hugging Face Hub and uploads to it, and its client's errors as built-in exceptions."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dcgan import __version__
+from dcgan import __version__, checkpoint
 from dcgan._compat import hub_connection_errors, hub_http_error
 from dcgan._errors import InputError
 
@@ -203,9 +202,9 @@ def _network_error(error: Exception, where: str) -> OSError:
 
 def conversion_hint(source: str, names: Iterable[str]) -> str:
     """Return a hint at `dcgan convert` for the pickles among the files of a folder or repository; empty if none."""
-    run = Path(source).parent
-    if Path(source).name == "state" and (run / "recipe.yaml").is_file():
-        steps = sorted(map(int, re.findall(r"step-0*(\d+)\.pt", " ".join(names))))
+    names, folder = set(names), Path(source)
+    if folder.name == "state" and (run := checkpoint.run_of(folder)):
+        steps = [checkpoint.step_of(path) for path in checkpoint.list_states(folder) if path.name in names]
         one = f", or one of its states as `dcgan generate {run} --step {steps[-1]}` does" if steps else ""
         return f"; {source} holds states of the run {run}: load that folder{one}"
     pickles = sorted(name for name in names if name.endswith(_PICKLE_SUFFIXES))
